@@ -1,0 +1,260 @@
+// Vectors of the level's width, in the level's namespace: GCC/Clang vector extensions (so + - * / & | ^ << >> < == and
+// `mask ? a : b` work as on scalars), with intrinsics only where the extensions have no word.
+//
+//   vf, vi, vu   kWidth floats, int32, uint32         a comparison gives a vi mask: -1 where true, 0 elsewhere
+//
+// Nothing here contracts a*b+c: write fma() where it is meant. At the scalar level of x86 fma() rounds twice.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/level.hpp"
+#include "common/number.hpp"
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define SPCT_INLINE [[gnu::always_inline]] static inline
+
+SPCT_BEGIN_LEVEL
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(kWidth * 4)));
+typedef int32_t vi __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t vu __attribute__((vector_size(kWidth * 4)));
+typedef uint64_t vu64 __attribute__((vector_size(kWidth * 8)));
+typedef uint16_t vu16 __attribute__((vector_size(kWidth * 2)));
+typedef int8_t vi8 __attribute__((vector_size(kWidth)));
+
+SPCT_INLINE vf splat(float x) { return vf{} + x; }
+SPCT_INLINE vi splat(int32_t x) { return vi{} + x; }
+SPCT_INLINE vu splat(uint32_t x) { return vu{} + x; }
+
+/// 0, 1, 2, … kWidth-1
+SPCT_INLINE vi iota() {
+  vi lanes{};
+  for (int lane = 0; lane < kWidth; ++lane) lanes[lane] = lane;
+  return lanes;
+}
+
+template <class To, class From>
+SPCT_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <class Vector, class Scalar>
+SPCT_INLINE Vector load_vector(const Scalar* from) {
+  Vector v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+// ---- Arithmetic ----
+
+SPCT_INLINE vf fma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+SPCT_INLINE vf sqrt(vf x) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(x);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(x);
+#else
+  for (int lane = 0; lane < kWidth; ++lane) x[lane] = __builtin_sqrtf(x[lane]);
+  return x;
+#endif
+}
+
+/// The second operand where they compare unordered (NaN), as MAXPS does.
+SPCT_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
+SPCT_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
+SPCT_INLINE vf abs(vf x) { return bits_as<vf>(bits_as<vi>(x) & 0x7fffffff); }
+SPCT_INLINE vf copysign(vf magnitude, vf sign) {
+  return bits_as<vf>((bits_as<vi>(magnitude) & 0x7fffffff) | (bits_as<vi>(sign) & INT32_MIN));
+}
+
+/// Nearest integer, ties to even; needs |x| < 2^22.
+SPCT_INLINE vf round_small(vf x) {
+  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves no fraction bits
+  return (x + magic) - magic;
+}
+
+SPCT_INLINE vi to_int(vf x) { return __builtin_convertvector(x, vi); }
+SPCT_INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
+SPCT_INLINE vf to_float(vu x) { return __builtin_convertvector(x, vf); }
+
+/// High 32 bits of the 64-bit products.
+SPCT_INLINE vu mul_high(vu a, vu b) {
+#if defined(__AVX512F__)
+  const __m512i x = bits_as<__m512i>(a), y = bits_as<__m512i>(b);
+  const __m512i even = _mm512_srli_epi64(_mm512_mul_epu32(x, y), 32);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), _mm512_srli_epi64(y, 32));
+  return bits_as<vu>(_mm512_mask_blend_epi32(0xaaaa, even, odd));
+#elif defined(__AVX2__)
+  const __m256i x = bits_as<__m256i>(a), y = bits_as<__m256i>(b);
+  const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(x, y), 32);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), _mm256_srli_epi64(y, 32));
+  return bits_as<vu>(_mm256_blend_epi32(even, odd, 0xaa));
+#else
+  return __builtin_convertvector((__builtin_convertvector(a, vu64) * __builtin_convertvector(b, vu64)) >> 32, vu);
+#endif
+}
+
+// ---- Reductions over lanes, in one fixed order ----
+
+SPCT_INLINE float reduce_add(vf x) {
+  float lanes[kWidth];
+  std::memcpy(lanes, &x, sizeof(x));
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+SPCT_INLINE float reduce_max(vf x) {
+  float lanes[kWidth];
+  std::memcpy(lanes, &x, sizeof(x));
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) {
+      lanes[lane] = lanes[lane] > lanes[lane + half] ? lanes[lane] : lanes[lane + half];
+    }
+  }
+  return lanes[0];
+}
+
+SPCT_INLINE bool any(vi mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(bits_as<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(bits_as<__m256>(mask)) != 0;
+#else
+  int32_t result = 0;
+  for (int lane = 0; lane < kWidth; ++lane) result |= mask[lane];
+  return result != 0;
+#endif
+}
+
+// ---- Memory: any alignment; 16-bit and int8 elements convert to and from fp32 ----
+
+SPCT_INLINE vf half_to_float(vu16 h) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(bits_as<__m256i>(h));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(bits_as<__m128i>(h));
+#else
+  const vu bits = __builtin_convertvector(h, vu);
+  const vu magnitude = bits & 0x7fff, sign = (bits & 0x8000) << 16;
+  const vf normal = bits_as<vf>((magnitude << 13) + (112u << 23));
+  const vf special = bits_as<vf>((magnitude << 13) + (224u << 23));       // Inf and NaN keep an all-ones exponent
+  const vf subnormal = to_float(magnitude) * splat(5.9604644775390625e-8f);  // 2^-24
+  const vf value = magnitude >= 0x7c00 ? special : (magnitude < 0x400 ? subnormal : normal);
+  return bits_as<vf>(bits_as<vu>(value) | sign);
+#endif
+}
+
+SPCT_INLINE vu16 float_to_half(vf x) {
+#if defined(__AVX512F__)
+  return bits_as<vu16>(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__AVX2__)
+  return bits_as<vu16>(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  const vu bits = bits_as<vu>(x), magnitude = bits & 0x7fffffff, sign = (bits >> 16) & 0x8000;
+  const vu normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Adding 0.5 puts the unit of a subnormal half (2^-24) at the last bit, with the FPU's own rounding.
+  const vu subnormal = bits_as<vu>(bits_as<vf>(magnitude) + splat(0.5f)) - 0x3f000000u;
+  const vu overflow = magnitude > 0x7f800000 ? splat(0x7e00u) : splat(0x7c00u);
+  const vu value = magnitude >= 0x477ff000 ? overflow : (magnitude < 0x38800000 ? subnormal : normal);
+  return __builtin_convertvector(value | sign, vu16);
+#endif
+}
+
+SPCT_INLINE vf bfloat_to_float(vu16 b) { return bits_as<vf>(__builtin_convertvector(b, vu) << 16); }
+
+SPCT_INLINE vu16 float_to_bfloat(vf x) {
+  const vu bits = bits_as<vu>(x);
+  const vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const vu quiet = (bits >> 16) | 0x40;
+  return __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded, vu16);
+}
+
+SPCT_INLINE vf load(const float* from) { return load_vector<vf>(from); }
+SPCT_INLINE vf load(const BFloat16* from) { return bfloat_to_float(load_vector<vu16>(from)); }
+SPCT_INLINE vf load(const Half* from) { return half_to_float(load_vector<vu16>(from)); }
+SPCT_INLINE vf load(const int8_t* from) {
+  return to_float(__builtin_convertvector(load_vector<vi8>(from), vi));
+}
+
+SPCT_INLINE void store(float* to, vf x) { std::memcpy(to, &x, sizeof(x)); }
+SPCT_INLINE void store(int32_t* to, vi x) { std::memcpy(to, &x, sizeof(x)); }
+SPCT_INLINE void store(uint32_t* to, vu x) { std::memcpy(to, &x, sizeof(x)); }
+SPCT_INLINE void store(BFloat16* to, vf x) {
+  const vu16 bits = float_to_bfloat(x);
+  std::memcpy(to, &bits, sizeof(bits));
+}
+SPCT_INLINE void store(Half* to, vf x) {
+  const vu16 bits = float_to_half(x);
+  std::memcpy(to, &bits, sizeof(bits));
+}
+
+/// The first `count` < kWidth elements; the other lanes are `fill`. Reads nothing past them.
+template <class Scalar>
+SPCT_INLINE vf load_first(const Scalar* from, int count, float fill = 0.0f) {
+  Scalar padded[kWidth] = {};
+  std::memcpy(padded, from, sizeof(Scalar) * static_cast<size_t>(count));
+  const vf loaded = load(padded);
+  return iota() < count ? loaded : splat(fill);
+}
+
+template <class Scalar>
+SPCT_INLINE void store_first(Scalar* to, vf x, int count) {
+  Scalar padded[kWidth];
+  store(padded, x);
+  std::memcpy(to, padded, sizeof(Scalar) * static_cast<size_t>(count));
+}
+
+/// body(element, count) for a run of `length` elements: whole vectors, then one shorter one, with the same arithmetic.
+template <class F>
+SPCT_INLINE void for_vectors(int64_t length, const F& body) {
+  int64_t i = 0;
+  for (; i + kWidth <= length; i += kWidth) body(i, kWidth);
+  if (i < length) body(i, static_cast<int>(length - i));
+}
+
+template <class Scalar>
+SPCT_INLINE vf load_some(const Scalar* from, int count) {
+  return count == kWidth ? load(from) : load_first(from, count);
+}
+
+template <class Scalar>
+SPCT_INLINE void store_some(Scalar* to, vf x, int count) {
+  if (count == kWidth) {
+    store(to, x);
+  } else {
+    store_first(to, x, count);
+  }
+}
+
+SPCT_END_LEVEL

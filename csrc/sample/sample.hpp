@@ -1,0 +1,133 @@
+// The draw of a row: passes over its logits (per CPU level) and what is decided between them.
+#pragma once
+
+#include <cstdint>
+
+#include "common/level.hpp"
+
+namespace spct {
+
+/// The last token that truncation keeps, in the order (logit down, index up). Every step of truncation leaves a beginning of
+/// that order, so this is all that has to be known.
+struct Cut {
+  float logit;
+  int64_t index;
+};
+
+/// A token of a histogram's bin.
+struct BinToken {
+  float logit;
+  float mass;
+  int64_t index;
+};
+
+struct Bin {
+  double mass;
+  int64_t count;
+};
+
+// Bins lie over the distance below the row's largest logit, 64 to an octave from 2^-8 to 2^8, so that no temperature and no
+// outlier makes them useless; both ends are open.
+constexpr int kNumBins = 1024;
+
+/// Slack of the contract (see sample_reference.py), and a margin that covers the fp32 arithmetic of a bound.
+constexpr double kTopPSlack = 4e-7;
+constexpr double kMinPSlack = 4e-7;
+constexpr double kBoundMargin = 1e-5;
+
+/// Soft cap in place, then the largest logit, its first index, and whether a logit was NaN or +Inf before the cap.
+struct ScanArgs {
+  float* logits;
+  int64_t count;
+  float softcap;  // 0: none
+  float* best;
+  int64_t* best_index;
+  bool* failed;
+};
+
+/// mass[i] = exp((logits[i] - best) * (scale + scale_low)), zero up to the next multiple of kPadIds, and the masses' sum.
+struct MassArgs {
+  const float* logits;
+  float* mass;  // null: the sum only
+  int64_t count;
+  float best, scale, scale_low;
+  double* total;
+};
+
+/// Mass and count per bin; tokens below `mass_floor` are left out.
+struct HistogramArgs {
+  const float* logits;
+  const float* mass;
+  int64_t count;
+  float best, mass_floor;
+  Bin* bins;  // [kNumBins]
+};
+
+/// The tokens of one bin, by index.
+struct BinTokensArgs {
+  const float* logits;
+  const float* mass;
+  int64_t count;
+  float best;
+  int bin;
+  BinToken* tokens;
+  int64_t* num_tokens;
+};
+
+/// The index of the largest (logit - best) / temperature + Gumbel among the tokens up to `cut`.
+struct DrawArgs {
+  const float* logits;
+  const float* mass;
+  const int32_t* ids;  // vocabulary ids of the tokens; null: the indices are the ids
+  int64_t count, best_index;
+  float best, cut_mass;
+  double temperature;
+  Cut cut;
+  uint64_t seed, position;
+  int64_t* chosen;
+};
+
+/// Philox bits of the ids 0 … count - 1 for each row.
+struct BitsArgs {
+  const int64_t* seed;
+  const int64_t* position;
+  int64_t rows, count;
+  int64_t* bits;
+};
+
+/// Rows of masses are padded with zeros to a multiple of this.
+constexpr int64_t kPadIds = 64;
+
+/// What a row asks for; ranges are checked by the caller.
+struct RowParams {
+  float temperature, top_p, min_p;
+  int32_t top_k;
+  uint64_t seed, position;
+};
+
+/// A row's logits, in memory that the draw may overwrite, and the ids that they belong to.
+struct RowLogits {
+  float* logits;
+  const int32_t* ids;  // ascending; null: 0 … count - 1
+  int64_t count;
+};
+
+struct RowDraw {
+  int64_t token;
+  float logprob;
+};
+
+/// Draws from one row. `banned` are ids, in any order, that get no mass but stay in the log-probability's denominator.
+RowDraw draw_row(const RowLogits& row, const RowParams& params, float softcap, const int32_t* banned, int64_t num_banned);
+
+/// What top-k, then top-p, then min-p leave of tokens with these logits and masses (of sum `total`).
+Cut truncate(const RowLogits& row, const float* mass, float best, double total, const RowParams& params);
+
+}  // namespace spct
+
+SPCT_KERNEL(scan_logits, ScanArgs)
+SPCT_KERNEL(fill_mass, MassArgs)
+SPCT_KERNEL(fill_histogram, HistogramArgs)
+SPCT_KERNEL(collect_bin, BinTokensArgs)
+SPCT_KERNEL(draw_token, DrawArgs)
+SPCT_KERNEL(philox_bits, BitsArgs)

@@ -1,0 +1,77 @@
+"""In which number formats a model is kept and computed: the one place where this is decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from spct.errors import ConfigError
+
+_DTYPES: dict[object, torch.dtype] = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.bfloat16,
+    torch.float16: torch.float16,
+}
+_SCHEMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_SCHEME_DTYPES = {scheme: dtype for dtype, scheme in _SCHEMES.items()}
+
+
+@dataclass(frozen=True)
+class DtypePlan:
+    """Number formats of one loaded model.
+
+    scheme       `pack` scheme of the linear layers
+    weights      dtype of the embedding, and what the linear layers are read into before packing
+    activations  the residual stream and the queries
+    kv           a default for the KV cache
+    """
+
+    scheme: str
+    weights: torch.dtype
+    activations: torch.dtype
+    kv: torch.dtype
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """The torch dtype of an engine's `dtype` option; None for "auto".
+
+    Raises: ConfigError for anything else.
+    """
+    if dtype == "auto":
+        return None
+    try:
+        return _DTYPES[dtype]
+    except (KeyError, TypeError):
+        known = ", ".join(repr(name) for name in _DTYPES if isinstance(name, str))
+        raise ConfigError(f"dtype: expected 'auto', {known} or the torch.dtype of one, got {dtype!r}") from None
+
+
+def plan_dtypes(dtype: str | torch.dtype, weights: str, stored: torch.dtype, device: torch.device) -> DtypePlan:
+    """Decide the number formats.
+
+    dtype     "auto": arithmetic in fp32 on a CPU, in the stored format elsewhere
+    weights   "auto": kept as stored (with an explicit `dtype`: in that), or a `pack` scheme
+    stored    dtype of the checkpoint's matrices
+
+    On a CPU activations are fp32 whatever is stored: the kernels widen 16-bit weights and keys as they read them, which
+    halves the memory traffic and loses nothing.
+
+    Raises: ConfigError for an unknown dtype or scheme.
+    """
+    asked = parse_dtype(dtype)
+    kept = asked or stored
+    if weights != "auto":
+        if weights not in _SCHEME_DTYPES:
+            raise ConfigError(f"weights: expected 'auto' or one of {', '.join(map(repr, _SCHEME_DTYPES))}, got {weights!r}")
+        kept = _SCHEME_DTYPES[weights]
+    on_cpu = device.type == "cpu"
+    activations = torch.float32 if on_cpu else (asked or stored)
+    kv = asked or (torch.float32 if on_cpu else stored)
+    return DtypePlan(_SCHEMES[kept], kept, activations, kv)

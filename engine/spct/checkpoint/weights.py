@@ -1,0 +1,153 @@
+"""From tensors in files to a decoder: shapes checked for the whole model first, then one parameter at a time.
+
+Peak memory is the weights' own size, one parameter beside it and a few MiB of file: nothing is read twice, and each page
+of a file is given back once it has been copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from spct_kernels import pack
+from torch import Tensor
+
+from spct.checkpoint.dtypes import DtypePlan
+from spct.checkpoint.shards import Shards
+from spct.errors import CheckpointError
+from spct.layers.decoder_layer import LayerWeights
+from spct.models.decoder import DecoderWeights
+from spct.models.families import family_named
+from spct.models.head import OutputHead
+from spct.models.parameters import Parameter, parameters
+from spct.models.spec import ModelSpec
+
+# Buffers that older versions of transformers saved beside the weights; each is computed from config.json.
+_DERIVED = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """A decoder's weights and the hash of the stored bytes that they came from."""
+
+    weights: DecoderWeights
+    digest: str
+
+
+def stored_dtype(spec: ModelSpec, shards: Shards) -> torch.dtype:
+    """The dtype of the checkpoint's matrices: the first layer's first, as files mix fp32 norms with 16-bit matrices.
+
+    Raises: CheckpointError if it is no float dtype.
+    """
+    for parameter in parameters(spec):
+        if parameter.kind == "linear":
+            name = parameter.pieces[0].name
+            return shards.file_of[name].float_dtype(name)
+    raise AssertionError("every layer has matrices")
+
+
+def check_tensors(spec: ModelSpec, shards: Shards) -> None:
+    """Compare the names and shapes in the files with those that the model needs.
+
+    Tensors that are ignored: rotary frequencies, which config.json determines, and the LM head of a model with tied
+    embeddings, which must then equal the embedding.
+
+    Raises: CheckpointError naming the file and the tensor if one is missing, misshapen, of no float dtype, or not expected.
+    """
+    family = family_named(spec.family)
+    expected = {piece.name: piece.shape for parameter in parameters(spec) for piece in parameter.pieces}
+    found = shards.file_of
+    missing = [name for name in expected if name not in found]
+    if missing:
+        where = next(iter(found.values())).path if found else "the checkpoint"
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"{where}: tensor {missing[0]!r}{more} is missing; config.json asks for {len(expected)} tensors, {len(found)} are there")
+    head = family.tensors["lm_head"]
+    for name, file in found.items():
+        if name not in expected:
+            if _DERIVED.fullmatch(name) or (name == head and spec.tied_embeddings):
+                continue
+            raise CheckpointError(f"{file.path}: tensor {name!r} is not expected by {family.architecture}; the file and config.json disagree")
+        if file.tensors[name].shape != expected[name]:
+            raise CheckpointError(
+                f"{file.path}: tensor {name!r}: expected shape {list(expected[name])}, as config.json says, got {list(file.tensors[name].shape)}"
+            )
+        file.float_dtype(name)
+    if spec.tied_embeddings and head in found:
+        _check_tied(spec, shards, head, family.tensors["embedding"])
+
+
+def _check_tied(spec: ModelSpec, shards: Shards, head: str, embedding: str) -> None:
+    a, b = shards.file_of[head], shards.file_of[embedding]
+    if a.tensors[head].shape != b.tensors[embedding].shape or not a.same_bytes(head, b, embedding):
+        raise CheckpointError(
+            f"{a.path}: tensor {head!r} differs from {embedding!r}, and config.json says tie_word_embeddings; set it to false to use both"
+        )
+
+
+class WeightReader:
+    """Reads the parameters of one model from its files.
+
+    deltas   tensor name -> what an adapter adds to it, [O, I] fp32 on the CPU
+    """
+
+    def __init__(self, shards: Shards, plan: DtypePlan, device: torch.device, scan: bool, deltas: Mapping[str, Tensor]) -> None:
+        self.shards = shards
+        self.plan = plan
+        self.device = device
+        self.scan = scan
+        self.deltas = deltas
+        self.hash = hashlib.sha256()
+
+    def read(self, parameter: Parameter) -> Tensor:
+        """One parameter in the dtype that it is kept in, its pieces joined.
+
+        Raises: CheckpointError as `TensorFile.copy_into`.
+        """
+        dtype = torch.float32 if parameter.kind == "vector" else self.plan.weights
+        target = torch.empty(parameter.shape, dtype=dtype, device=self.device)
+        for piece in parameter.pieces:
+            rows = target[piece.start : piece.start + piece.shape[0]]
+            file = self.shards.file_of[piece.name]
+            self.hash.update(f"{piece.name}:{file.tensors[piece.name].dtype}:{piece.shape};".encode())
+            file.copy_into(piece.name, rows, scan=self.scan, digest=self.hash)
+            delta = self.deltas.get(piece.name)
+            if delta is not None:
+                rows.copy_(rows.float() + delta.to(rows.device))
+        if parameter.offset:
+            target += parameter.offset
+        return target
+
+
+def read_weights(spec: ModelSpec, reader: WeightReader) -> LoadedWeights:
+    """Read and pack every parameter.
+
+    Raises: CheckpointError for a number that isn't finite, unless the scan is off.
+    """
+    own: dict[str, object] = {}
+    layers: list[dict[str, object]] = [{} for _ in spec.layers]
+    for parameter in parameters(spec):
+        value: object = reader.read(parameter)
+        if parameter.kind == "linear":
+            assert isinstance(value, Tensor)
+            value = pack(value, reader.plan.scheme)
+        (own if parameter.layer is None else layers[parameter.layer])[parameter.key] = value
+    return LoadedWeights(assemble(spec, own, layers, reader.plan.activations), reader.hash.hexdigest()[:32])
+
+
+def assemble(spec: ModelSpec, own: dict[str, object], layers: list[dict[str, object]], activations: torch.dtype) -> DecoderWeights:
+    """Put parameters, keyed as in `Parameter.key`, into the decoder's weights."""
+    embedding, final_norm = own["embedding"], own["final_norm"]
+    assert isinstance(embedding, Tensor)
+    assert isinstance(final_norm, Tensor)
+    lm_head = own.get("lm_head", embedding)
+    head = OutputHead(final_norm, spec.norm_eps, lm_head, spec.final_softcap)  # type: ignore[arg-type]  # values of one dict differ in type
+    return DecoderWeights(
+        embedding=embedding,
+        layers=[LayerWeights(**layer) for layer in layers],  # type: ignore[arg-type]  # as above
+        head=head,
+        activation_dtype=activations,
+    )

@@ -1,0 +1,113 @@
+"""`spct`: picks the subcommand and imports only that one, so that help and usage errors never wait for torch."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from spct.errors import ConfigError, InputError, SpctError
+
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_ERROR_ROWS, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+_EPILOG = """\
+exit codes: 0 done, 1 runtime failure, 2 usage, 3 finished with error rows, 130 interrupted
+environment: SPCT_DEVICE, SPCT_DTYPE, SPCT_KV_MEMORY, ... set engine options (see `spct info`); flags win over them
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: its line in the help, and where its flags and its body live ("module:function")."""
+
+    summary: str
+    arguments: str
+    run: str
+
+
+COMMANDS = {
+    "score": Command("judge the requests of a JSONL file", "spct.cli.options:add_score_arguments", "spct.cli.score:main"),
+    "judge": Command("one judgement, for a person to read", "spct.cli.options:add_judge_arguments", "spct.cli.judge:main"),
+    "info": Command("what a model is, what it needs, and the k that fits", "spct.cli.options:add_info_arguments", "spct.cli.info:main"),
+    "train": Command("train a judge", "spct.training.cli:add_arguments", "spct.training.cli:main"),
+    "eval": Command("accuracy of a judge against k", "spct.evaluation.cli:add_arguments", "spct.evaluation.cli:main"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns the exit code; every expected failure is one message on stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        # A shell starts background jobs with SIGINT ignored; who sends it by hand still wants a file that can be resumed.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return _run(argv)
+    except (ConfigError, InputError) as error:
+        return _fail(str(error), EXIT_USAGE)
+    except SpctError as error:
+        return _fail(str(error), EXIT_FAILURE)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # What Python would still flush at exit has no reader either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _fail("the reader of the output has gone away; the output is incomplete", EXIT_FAILURE)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}; the output is incomplete", EXIT_FAILURE)
+    except MemoryError:
+        return _fail("out of memory; give --kv-memory a smaller amount, or use a smaller model", EXIT_FAILURE)
+
+
+def _run(argv: list[str]) -> int:
+    top = argparse.ArgumentParser(
+        prog="spct",
+        description="Inference engine for generative reward models.",
+        epilog=_commands_help() + "\n" + _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="spct [-h] [--version] COMMAND ...",
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    top.add_argument("command", metavar="COMMAND", nargs="?", help="one of the commands below; spct COMMAND --help tells its flags")
+    # Only what stands before the command is for this parser; the rest is the command's own.
+    num_own = next((i for i, word in enumerate(argv) if not word.startswith("-")), len(argv))
+    args = top.parse_args(argv[: num_own + 1])
+    if args.version:
+        print(f"spct {metadata.version('spct')}")
+        return EXIT_OK
+    if args.command is None:
+        top.print_help(sys.stderr)
+        return EXIT_USAGE
+    command = COMMANDS.get(args.command)
+    if command is None:
+        top.error(f"unknown command {args.command!r}; expected one of {', '.join(COMMANDS)}")
+    parser = argparse.ArgumentParser(prog=f"spct {args.command}", description=command.summary[0].upper() + command.summary[1:] + ".", allow_abbrev=False)
+    _load(command.arguments)(parser)
+    parsed = parser.parse_args(argv[num_own + 1 :])
+    return int(_load(command.run)(parsed))
+
+
+def _commands_help() -> str:
+    width = max(map(len, COMMANDS))
+    return "commands:\n" + "".join(f"  {name:<{width}}  {command.summary}\n" for name, command in COMMANDS.items())
+
+
+def _load(where: str) -> Callable[[argparse.ArgumentParser | argparse.Namespace], Any]:
+    module, function = where.split(":")
+    loaded: Callable[[argparse.ArgumentParser | argparse.Namespace], Any] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"spct: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

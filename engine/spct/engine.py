@@ -1,0 +1,271 @@
+"""The one entry point of inference: requests in, judgements out."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import os
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from spct import checkpoint
+from spct.assembly import Assembly, assemble
+from spct.config import EngineConfig
+from spct.errors import BackendError, InputError, SpctError
+from spct.judging import Judging, PendingRequest
+from spct.prompting import JudgePrompt
+from spct.runner.loop import StepLoop
+from spct.scheduling.scheduler import SchedulerStats
+from spct.types import Generation, Judgement, SamplingParams, ScoreRequest, Turn, VotingParams
+
+
+class Engine:
+    """A generative reward model, ready to judge. Make one with `Engine.from_pretrained`.
+
+    All public methods may be called from any thread. Requests of all callers share one continuous batch and one prefix
+    cache. Closing (or leaving a `with` block) cancels what is in flight.
+    """
+
+    def __init__(self, parts: Assembly, config: EngineConfig) -> None:
+        self.config = config
+        self.prompt: JudgePrompt = parts.prompt
+        self.weights_version = 0
+        self._parts = parts
+        self._loop = StepLoop(parts.scheduler, parts.runner)
+        self._judging = Judging(parts, config)
+        self._arrivals = itertools.count()
+        self._needs_full_load = False
+
+    @classmethod
+    def from_pretrained(cls, model: str | os.PathLike[str] = "embedded", **options: Any) -> Engine:
+        """Loads a checkpoint folder, a hub id, or the model that ships with the package.
+
+        model    "embedded", a Hugging Face folder, or a hub id (needs the extra `hub`)
+        options  fields of `EngineConfig`; they win over `SPCT_*` variables
+
+        Raises: ConfigError for a bad option; CheckpointError if the folder can't be loaded as it stands.
+        """
+        config = EngineConfig.create(options)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        return cls(assemble(os.fspath(model), config), config)
+
+    def score(
+        self,
+        query: str | ScoreRequest | Sequence[Turn | Mapping[str, str]],
+        responses: Sequence[str] | None = None,
+        *,
+        reference: str | None = None,
+        principles: str | Sequence[str] | None = None,
+        sampling: SamplingParams | None = None,
+        voting: VotingParams | None = None,
+    ) -> Judgement:
+        """Judges one request and waits for the outcome.
+
+        query      a string, the turns of a conversation, or a whole `ScoreRequest`
+        responses  one or more texts to score
+
+        Raises: InputError or CapacityError if the request is malformed or can never fit; BackendError if a step failed.
+        """
+        request = _request(query, responses, reference, principles)
+        pending = self._submit(request, sampling, voting, 0)
+        try:
+            self._loop.drive_until(pending.group)
+        finally:
+            self._loop.cancel(pending.group)
+        return self._judging.finish(pending)
+
+    def score_batch(
+        self,
+        requests: Iterable[ScoreRequest | Mapping[str, Any]],
+        *,
+        sampling: SamplingParams | None = None,
+        voting: VotingParams | None = None,
+    ) -> Iterator[Judgement]:
+        """Judges a stream of requests, yielding each as it finishes; `index` tells its place in the stream.
+
+        Reads ahead just far enough to keep the batch full, so memory does not grow with the stream. A bad request yields a
+        judgement with `error` and ends nothing else. Dropping the iterator cancels what it has not yielded.
+
+        Raises: ConfigError at once for parameters that no request could meet.
+        """
+        sampling, voting = sampling or SamplingParams(), voting or VotingParams()
+        self._judging.check(voting)
+        return self._stream(iter(requests), sampling, voting)
+
+    async def score_async(
+        self,
+        query: str | ScoreRequest | Sequence[Turn | Mapping[str, str]],
+        responses: Sequence[str] | None = None,
+        *,
+        reference: str | None = None,
+        principles: str | Sequence[str] | None = None,
+        sampling: SamplingParams | None = None,
+        voting: VotingParams | None = None,
+    ) -> Judgement:
+        """`score` for event loops: a thread of the engine drives the steps; cancelling frees the request's memory.
+
+        Raises: as `score`.
+        """
+        request = _request(query, responses, reference, principles)
+        pending = await asyncio.to_thread(self._prepare, request, sampling, voting, 0)
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        pending.group.on_finished = lambda: done.done() or done.set_result(None)
+        self._loop.submit(pending.group)
+        self._loop.start_thread()
+        try:
+            await asyncio.wrap_future(done)
+        finally:
+            self._loop.cancel(pending.group)
+        return await asyncio.to_thread(self._judging.finish, pending)
+
+    def generate(self, token_ids: Sequence[int], sampling: SamplingParams | None = None) -> list[Generation]:
+        """Raw samples of one prompt, in the order of their index.
+
+        token_ids  the prompt, 0 <= id < vocabulary size
+
+        Raises: InputError for an empty prompt or an unknown id; CapacityError if it can never fit.
+        """
+        self._check_open()
+        pending = self._judging.prepare_generation(token_ids, sampling or SamplingParams(), next(self._arrivals))
+        self._loop.submit(pending)
+        try:
+            self._loop.drive_until(pending)
+        finally:
+            self._loop.cancel(pending)
+        return self._judging.generations(pending)
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Teacher-forced logits: [T, V] fp32, row t predicts token t + 1. For parity checks; keeps its own KV memory.
+
+        Raises: InputError for an empty prompt or an unknown id; CapacityError past the context.
+        """
+        self._check_open()
+        ids = self._judging.check_tokens(token_ids, reserve=0)
+        with self._loop.lock:
+            return self._parts.runner.logits(ids)
+
+    def load_weights(self, named_tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        """Replaces the weights of the live engine.
+
+        What was submitted before finishes with the old weights; cached prefixes are dropped; `weights_version` goes up.
+        Names and shapes are the checkpoint's own. A mapping is checked whole before anything changes. If a stream
+        fails midway, the engine refuses work until a full load succeeds.
+
+        Raises: CheckpointError if tensors are missing, unknown, misshapen or not finite.
+        """
+        with self._loop.lock:
+            self._loop.drain()
+            self._parts.scheduler.tree.clear()
+            is_mapping = isinstance(named_tensors, Mapping)
+            self._needs_full_load = self._needs_full_load or not is_mapping
+            checkpoint.replace_weights(self._parts.model, named_tensors)
+            self._needs_full_load = False
+            self.weights_version += 1
+
+    def fingerprints(self, sampling: SamplingParams, voting: VotingParams) -> dict[str, str]:
+        """Short hashes of all that decides an outcome besides the request: two runs with equal hashes give equal samples."""
+        return self._judging.fingerprints(sampling, voting, self.weights_version)
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """Counts of the step loop since the engine started."""
+        return self._parts.scheduler.stats
+
+    def close(self) -> None:
+        """Cancels what is in flight and stops the engine's thread. The engine refuses work afterwards."""
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _stream(
+        self, requests: Iterator[ScoreRequest | Mapping[str, Any]], sampling: SamplingParams, voting: VotingParams
+    ) -> Iterator[Judgement]:
+        in_flight: list[PendingRequest] = []
+        index, exhausted = 0, False
+        try:
+            while in_flight or not exhausted:
+                while not exhausted and self._has_room(in_flight):
+                    try:
+                        item = next(requests)
+                    except StopIteration:
+                        exhausted = True
+                        break
+                    index += 1
+                    try:
+                        request = item if isinstance(item, ScoreRequest) else _from_mapping(item)
+                        in_flight.append(self._submit(request, sampling, voting, index - 1))
+                    except SpctError as error:
+                        yield self._judging.refused(item, index - 1, error)
+                if in_flight:
+                    self._loop.step()
+                for pending in [p for p in in_flight if p.group.is_finished]:
+                    in_flight.remove(pending)
+                    try:
+                        judgement = self._judging.finish(pending)
+                    except SpctError as error:
+                        judgement = self._judging.refused(pending.request, pending.index, error)
+                    yield judgement
+        finally:
+            for pending in in_flight:
+                self._loop.cancel(pending.group)
+
+    def _has_room(self, in_flight: list[PendingRequest]) -> bool:
+        """Two batches of samples ahead keep every step full while the oldest requests run out."""
+        return sum(p.group.num_unfinished for p in in_flight) < 2 * self.config.max_batch
+
+    def _prepare(
+        self, request: ScoreRequest, sampling: SamplingParams | None, voting: VotingParams | None, index: int
+    ) -> PendingRequest:
+        self._check_open()
+        return self._judging.prepare(request, sampling or SamplingParams(), voting or VotingParams(), index, next(self._arrivals))
+
+    def _submit(
+        self, request: ScoreRequest, sampling: SamplingParams | None, voting: VotingParams | None, index: int
+    ) -> PendingRequest:
+        pending = self._prepare(request, sampling, voting, index)
+        self._loop.submit(pending.group)
+        return pending
+
+    def _check_open(self) -> None:
+        if self._needs_full_load:
+            raise BackendError("a load of weights failed midway; call load_weights with a full set of tensors first")
+
+
+def _request(
+    query: str | ScoreRequest | Sequence[Turn | Mapping[str, str]],
+    responses: Sequence[str] | None,
+    reference: str | None,
+    principles: str | Sequence[str] | None,
+) -> ScoreRequest:
+    if isinstance(query, ScoreRequest):
+        if responses is not None or reference is not None or principles is not None:
+            raise InputError("a ScoreRequest carries its own responses, reference and principles; pass it alone")
+        return query
+    if responses is None:
+        raise InputError("responses: expected a list of strings, got nothing")
+    return ScoreRequest(query=query, responses=responses, reference=reference, principles=principles)  # type: ignore[arg-type]
+
+
+def _from_mapping(item: Any) -> ScoreRequest:  # noqa: ANN401
+    if not isinstance(item, Mapping):
+        raise InputError(f"expected a ScoreRequest or a mapping of its fields, got {type(item).__name__}")
+    known = ScoreRequest.__dataclass_fields__
+    unknown = sorted(str(k) for k in item if k not in known)
+    if unknown:
+        raise InputError(f"unknown field {unknown[0]!r}; known fields: {', '.join(known)}")
+    missing = [name for name in ("query", "responses") if name not in item]
+    if missing:
+        raise InputError(f"{missing[0]}: required, but missing")
+    return ScoreRequest(**item)

@@ -1,0 +1,60 @@
+"""The output head's weights: final norm, LM head, soft cap, and the meta-RM row where a checkpoint has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from spct_kernels import PackedLinear, linear, rms_norm
+from torch import Tensor
+
+Pooling = Literal["last", "mean"]
+
+
+@dataclass(slots=True)
+class OutputHead:
+    """What `fused_sample` takes besides hidden states and sampling parameters.
+
+    norm_weight   [E] fp32
+    lm_head       [V, E] packed, or the embedding table
+    softcap       cap * tanh(logit / cap), before everything else; None: off
+    meta_weight   [E] fp32 over the final normed hidden state; None without a meta head
+    pooling       how the meta logits of one sample become its meta score
+    """
+
+    norm_weight: Tensor
+    norm_eps: float
+    lm_head: PackedLinear | Tensor
+    softcap: float | None = None
+    meta_weight: Tensor | None = None
+    meta_bias: float = 0.0
+    pooling: Pooling = "last"
+
+    def logits(self, hidden: Tensor, backend: str = "auto") -> Tensor:
+        """Logits over the whole vocabulary, for parity checks; sampling never writes them.
+
+        hidden    [T, E], before the final norm
+        returns   [T, V] fp32
+
+        Cost: 4 T V bytes.
+        """
+        normed = rms_norm(hidden, self.norm_weight, self.norm_eps, backend=backend)
+        if isinstance(self.lm_head, Tensor):
+            result = normed.float() @ self.lm_head.float().T
+        else:
+            result = linear(normed, self.lm_head, backend=backend).float()
+        if self.softcap is not None:
+            result = self.softcap * torch.tanh(result / self.softcap)
+        return result
+
+    def meta_logits(self, hidden: Tensor, backend: str = "auto") -> Tensor | None:
+        """The meta-RM logit of every row, or None without a meta head.
+
+        hidden    [T, E], before the final norm
+        returns   [T] fp32
+        """
+        if self.meta_weight is None:
+            return None
+        normed = rms_norm(hidden, self.norm_weight, self.norm_eps, backend=backend)
+        return normed.float() @ self.meta_weight + self.meta_bias

@@ -1,0 +1,169 @@
+"""Placeholders that stand for user text while a template is rendered.
+
+A template never sees what a user wrote. It sees a `UserText`: a string that prints as a marker made of Unicode noncharacters (U+FDD0,
+U+FDD1, which template sources may not contain). So whatever a response holds, it cannot act on the template; what was rendered depends on
+the shape of a request alone (and can be cached by it); and the rendered text splits into literal parts and user parts without a doubt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+from spct.errors import ConfigError
+
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+
+# The letters around the number are of both cases, so that a filter which changes case breaks the marker and is found out.
+_MARKER = re.compile(f"{OPEN}uS([0-9]+)([nlrt]){CLOSE}")
+_STRIPS: dict[str, Callable[[str], str]] = {"n": str, "l": str.lstrip, "r": str.rstrip, "t": str.strip}
+
+Strip = Literal["n", "l", "r", "t"]
+
+
+class TemplateUseError(ConfigError):
+    """A template did something to user text that a placeholder can't follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class TemplatePart:
+    """Text of the template itself."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserPart:
+    """Place of user text: value number `index` of the request, whitespace removed at the left (l), right (r) or both ends (t)."""
+
+    index: int
+    strip: Strip = "n"
+
+    def text(self, values: tuple[str, ...]) -> str:
+        """Give the user's text for this place."""
+        return _STRIPS[self.strip](values[self.index])
+
+
+Part = TemplatePart | UserPart
+
+
+def _refuse(what: str) -> Callable[..., NoReturn]:
+    def refuse(self: object, *args: object, **kwargs: object) -> NoReturn:
+        raise TemplateUseError(
+            f"template: {what} on text of the request; templates may place, test for emptiness, trim and join such text, and nothing else"
+        )
+
+    return refuse
+
+
+class UserText(str):
+    """A string with markers of user text in it; refuses whatever would need the text itself.
+
+    `nonempty` is the truth of the text it stands for, so that `{% if reference %}` means what it says.
+    """
+
+    __slots__ = ("nonempty",)
+
+    nonempty: bool
+
+    def __new__(cls, text: str, nonempty: bool = True) -> UserText:
+        """Wrap `text`, which already holds the markers."""
+        self = super().__new__(cls, text)
+        self.nonempty = nonempty
+        return self
+
+    @classmethod
+    def value(cls, index: int, nonempty: bool, strip: Strip = "n") -> UserText:
+        """Make the placeholder of value number `index`."""
+        return cls(f"{OPEN}uS{index}{strip}{CLOSE}", nonempty)
+
+    def __str__(self) -> str:
+        return self
+
+    def __bool__(self) -> bool:
+        return self.nonempty
+
+    def __hash__(self) -> int:
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str) and str.__len__(other) == 0:
+            return not self.nonempty
+        if not isinstance(other, str):
+            return False
+        return _refuse("a comparison")(self)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __add__(self, other: str) -> UserText:
+        return UserText(str.__add__(self, other), self.nonempty or bool(other))
+
+    def __radd__(self, other: str) -> UserText:
+        return UserText(str.__add__(other, self), self.nonempty or bool(other))
+
+    def strip(self, chars: str | None = None, /) -> UserText:
+        """Trim both ends."""
+        return self._strip("t", str.strip, chars)
+
+    def lstrip(self, chars: str | None = None, /) -> UserText:
+        """Trim the left end."""
+        return self._strip("l", str.lstrip, chars)
+
+    def rstrip(self, chars: str | None = None, /) -> UserText:
+        """Trim the right end."""
+        return self._strip("r", str.rstrip, chars)
+
+    def _strip(self, side: Strip, strip: Callable[[str], str], chars: str | None) -> UserText:
+        if chars is not None:
+            _refuse("trimming of given characters")(self)
+        match = _MARKER.fullmatch(self)
+        if match is None:
+            return UserText(strip(self), self.nonempty)
+        before = match[2]
+        both = side if before in ("n", side) else "t"
+        return UserText.value(int(match[1]), self.nonempty, both)  # type: ignore[arg-type]  # one of the four letters
+
+
+def _forbid() -> None:
+    allowed = {"strip", "lstrip", "rstrip", "join"}
+    names = [name for name in dir(str) if not name.startswith("_") and name not in allowed]
+    for name in names:
+        setattr(UserText, name, _refuse(f"`{name}`"))
+    operators = {
+        "__len__": "a length", "__getitem__": "a slice", "__iter__": "a loop", "__contains__": "a search", "__mul__": "a repetition",
+        "__rmul__": "a repetition", "__mod__": "formatting", "__lt__": "a comparison", "__le__": "a comparison", "__gt__": "a comparison",
+        "__ge__": "a comparison", "__html__": "escaping",
+    }  # fmt: skip
+    for name, what in operators.items():
+        setattr(UserText, name, _refuse(what))
+
+
+_forbid()
+
+
+def split_parts(text: str) -> tuple[Part, ...]:
+    """Split rendered text at its markers.
+
+    Raises: TemplateUseError if a marker was cut or changed on the way.
+    """
+    parts: list[Part] = []
+    end = 0
+    for match in _MARKER.finditer(text):
+        parts.append(TemplatePart(text[end : match.start()]))
+        parts.append(UserPart(int(match[1]), match[2]))  # type: ignore[arg-type]  # the pattern has only the four letters
+        end = match.end()
+    parts.append(TemplatePart(text[end:]))
+    for part in parts:
+        if isinstance(part, TemplatePart) and (OPEN in part.text or CLOSE in part.text):
+            raise TemplateUseError(
+                "template: text of the request was cut or changed by a filter; it can only be placed, trimmed and joined"
+            )
+    return tuple(part for part in parts if isinstance(part, UserPart) or part.text)
+
+
+def has_marker(text: str) -> bool:
+    """Tell whether `text` holds (a piece of) a marker."""
+    return OPEN in text or CLOSE in text

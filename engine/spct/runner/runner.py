@@ -1,0 +1,174 @@
+"""From a step of the scheduler to drawn tokens: tensors, forward, fused sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+from spct_kernels import AttentionPlan, fused_sample
+from torch import Tensor
+
+from spct.models.decoder import Decoder, ForwardBatch, KVCache
+from spct.scheduling.layout import Layout
+from spct.scheduling.scheduler import Step
+from spct.scheduling.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One entry per draw of a step: token id (-1: numeric error), log-probability, meta logit (None without a head)."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    meta_logits: list[float] | None
+
+
+@dataclass(slots=True)
+class _DrawParams:
+    """Sampling parameters of a step's draws, one entry per draw, kept as long as the same sequences draw."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    seed: Tensor
+    position: Tensor
+
+    @classmethod
+    def of(cls, draws: list[Sequence], device: torch.device) -> _DrawParams:
+        params = [s.group.sampling for s in draws]
+
+        def tensor(values: SequenceOf[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        return cls(
+            tensor([p.temperature for p in params], torch.float32),
+            tensor([p.top_k for p in params], torch.int32),
+            tensor([p.top_p for p in params], torch.float32),
+            tensor([p.min_p for p in params], torch.float32),
+            tensor([s.noise_seed for s in draws], torch.int64),
+            tensor([len(s.token_ids) for s in draws], torch.int64),
+        )
+
+
+class ModelRunner:
+    """Owns the model, its KV cache and the attention plan; runs one step at a time.
+
+    decoder  the model
+    kv       keys and values, addressed by slot
+    backend  of the kernels
+    """
+
+    def __init__(self, decoder: Decoder, kv: KVCache, *, backend: str, deterministic: bool) -> None:
+        self.decoder = decoder
+        self.kv = kv
+        self.backend = backend
+        self.deterministic = deterministic
+        self.device = kv.k[0].device
+        self._plan: AttentionPlan | None = None
+        self._params: _DrawParams | None = None
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> Drawn:
+        """Computes a step's rows and draws its tokens; keeps the last hidden state of every prompt that it ends."""
+        hidden = self._forward(step.layout, step.is_advance) if step.layout is not None else None
+        states = self._draw_states(step, hidden)
+        if step.is_advance and self._params is not None:
+            self._params.position += 1
+        else:
+            self._params = _DrawParams.of(step.draws, self.device)
+        if not step.draws:
+            return Drawn([], [], None)
+        head, params = self.decoder.head, self._params
+        output = fused_sample(
+            states,
+            head.norm_weight,
+            head.lm_head,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=params.seed,
+            position=params.position,
+            meta_weight=head.meta_weight,
+            meta_bias=head.meta_bias,
+            softcap=head.softcap,
+            norm_eps=head.norm_eps,
+            banned=_banned(step.draws, self.device),
+            backend=self.backend,
+        )
+        meta = None if output.meta is None else output.meta.tolist()
+        return Drawn(output.token.tolist(), output.logprob.tolist(), meta)
+
+    def _forward(self, layout: Layout, is_advance: bool) -> Tensor:
+        position = torch.from_numpy(layout.row_position).to(self.device)
+        if is_advance and self._plan is not None:
+            self._plan.update(position)
+        else:
+            self._assign(layout, position)
+        assert self._plan is not None
+        batch = ForwardBatch(
+            token_ids=torch.from_numpy(layout.token_ids()).to(self.device),
+            positions=position.long(),
+            slots=torch.from_numpy(layout.row_slot).to(self.device),
+            plan=self._plan,
+            kv=self.kv,
+        )
+        return self.decoder.forward(batch)
+
+    def _assign(self, layout: Layout, position: Tensor) -> None:
+        arrays = {
+            "node_parent": torch.from_numpy(layout.node_parent).to(self.device),
+            "node_offset": torch.from_numpy(layout.node_offset).to(self.device),
+            "node_slots": torch.from_numpy(layout.node_slots).to(self.device),
+            "row_node": torch.from_numpy(layout.row_node).to(self.device),
+            "row_position": position,
+        }
+        spec = self.decoder.spec
+        self._plan = AttentionPlan.build(
+            **arrays,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.layers[0].kv.num_kv_heads,
+            head_dim=spec.head_dim,
+            deterministic=self.deterministic,
+        )
+
+    def _draw_states(self, step: Step, hidden: Tensor | None) -> Tensor:
+        """Hidden state of every draw, [draws, E], and a copy for each prompt that ended in this step."""
+        if step.is_advance and hidden is not None:
+            return hidden
+        kept: dict[int, Tensor] = {}
+        for sequence, row in zip(step.draws, step.draw_rows, strict=True):
+            if row >= 0 and not sequence.token_ids:
+                assert hidden is not None and sequence.prompt_node is not None
+                if row not in kept:
+                    # A copy: a view would keep the whole step's activations alive as long as the prefix is cached.
+                    kept[row] = hidden[row].clone()
+                sequence.prompt_node.final_hidden = kept[row]
+        if not step.draws:
+            return torch.empty(0, device=self.device)
+        if hidden is not None and all(row >= 0 for row in step.draw_rows):
+            return hidden[torch.tensor(step.draw_rows, device=self.device)]
+        rows = []
+        for sequence, row in zip(step.draws, step.draw_rows, strict=True):
+            if row >= 0 and hidden is not None:
+                rows.append(hidden[row])
+            else:
+                assert sequence.prompt_node is not None
+                rows.append(sequence.prompt_node.final_hidden)
+        return torch.stack(rows)
+
+
+def _banned(draws: list[Sequence], device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Ends of text that a sequence may not draw before `min_tokens`, as (offsets [T + 1], token ids)."""
+    if not any(len(s.token_ids) < s.group.sampling.min_tokens for s in draws):
+        return None
+    lists = []
+    for sequence in draws:
+        sampling, group = sequence.group.sampling, sequence.group
+        is_early = len(sequence.token_ids) < sampling.min_tokens
+        ends = set() if sampling.ignore_eos else set(group.eos_token_ids)
+        lists.append(sorted(ends | set(sampling.stop_token_ids)) if is_early else [])
+    offsets = torch.tensor([0, *(len(x) for x in lists)]).cumsum(0)
+    return offsets.to(device), torch.tensor([t for x in lists for t in x], dtype=torch.int64, device=device)

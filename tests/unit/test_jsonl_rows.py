@@ -1,0 +1,215 @@
+"""Reading of input rows: no line stops the others, every line gives one row, and keys tell content and occurrence."""
+
+import io
+import json
+import math
+
+import pytest
+
+from spct.cli import jsonl
+from spct.cli.jsonl import parse_request, read_rows, recover_id
+from spct.errors import InputError
+
+GOOD = {"id": "a", "query": "2+2?", "responses": ["4", "5"]}
+
+
+def rows_of(data):
+    return list(read_rows(io.BytesIO(data)))
+
+
+def line(**fields):
+    return json.dumps({**GOOD, **fields}).encode()
+
+
+def test_reads_every_field():
+    full = {**GOOD, "reference": "4", "principles": ["be right"], "samples": 8, "seed": 3}
+    (row,) = rows_of(json.dumps(full).encode())
+    request = row.request
+    assert (row.line, row.id, row.error) == (1, "a", None)
+    assert (request.query, request.responses, request.reference) == ("2+2?", ("4", "5"), "4")
+    assert (request.principles, request.samples, request.seed, request.id) == (("be right",), 8, 3, "a")
+
+
+def test_turns_bom_crlf_blank_lines_and_missing_last_newline():
+    turns = json.dumps({"query": [{"role": "user", "content": "hi"}], "responses": ["x"]}).encode()
+    rows = rows_of(b"\xef\xbb\xbf" + line() + b"\r\n\r\n   \n\t\n" + turns + b"\r\n" + line(id=7))
+    assert [(r.line, r.id, r.error) for r in rows] == [(1, "a", None), (5, None, None), (6, 7, None)]
+    assert rows[1].request.query[0].content == "hi"
+
+
+def test_an_empty_input_has_no_rows():
+    assert rows_of(b"") == rows_of(b"\n \r\n") == []
+
+
+DEEP = b"[" * 10_000 + b"]" * 10_000
+HOSTILE = {
+    "not json": (b"hello", "malformed JSON"),
+    "empty braces": (b"{}", "query"),
+    "array": (b"[1]", "JSON object"),
+    "number": (b"1", "JSON object"),
+    "null": (b"null", "JSON object"),
+    "string": (b'"x"', "JSON object"),
+    "truncated": (line()[:-3], "malformed JSON"),
+    "trailing": (line() + b" {}", "malformed JSON"),
+    "single quotes": (b"{'query': 'a', 'responses': ['b']}", "malformed JSON"),
+    "utf8": (line().replace(b"2+2", b"\xff\xfe"), "UTF-8"),
+    "utf8 cut": (line(query="é").replace(b"\\u00e9", b"\xc3"), "UTF-8"),
+    "utf16": (line().decode().encode("utf-16-le"), "JSON"),
+    "nul": (b"\x00" * 40, "malformed JSON"),
+    "raw control": (line().replace(b"2+2", b"2\x01\x00"), "malformed JSON"),
+    "deep": (DEEP, "nested"),
+    "deep field": (b'{"query": ' + DEEP + b', "responses": ["a"]}', "nested"),
+    "deep objects": (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "nested|unknown"),
+    "nan": (b'{"query": "a", "responses": ["b"], "seed": NaN}', "NaN"),
+    "infinity": (b'{"query": "a", "responses": ["b"], "seed": -Infinity}', "Infinity"),
+    "1e400": (b'{"query": "a", "responses": ["b"], "seed": 1e400}', "out of range"),
+    "huge int": (b'{"query": "a", "responses": ["b"], "seed": ' + b"9" * 100_000 + b"}", "100000 digits"),
+    "2**64": (line(seed=2**64), "seed"),
+    "negative seed": (line(seed=-1), "seed"),
+    "float samples": (line(samples=2.0), "samples"),
+    "no samples": (line(samples=0), "samples"),
+    "negative samples": (line(samples=-5), "samples"),
+    "bool samples": (line(samples=True), "samples"),
+    "duplicate key": (b'{"query": "a", "responses": ["b"], "query": "c"}', 'duplicate key "query"'),
+    "duplicate in turn": (b'{"query": [{"role": "user", "role": "user", "content": "a"}], "responses": ["b"]}', 'duplicate key "role"'),
+    "unknown field": (line(answer="x"), 'unknown field "answer"'),
+    "escape in field name": (line(**{"\x1b[31m": 1}), "unknown field"),
+    "missing query": (b'{"responses": ["a"]}', "query: the field is missing"),
+    "missing responses": (b'{"query": "a"}', "responses: the field is missing"),
+    "null query": (line(query=None), "query"),
+    "number query": (line(query=3), "query"),
+    "object query": (line(query={"role": "user", "content": "a"}), "query: expected a string or a list"),
+    "empty turns": (line(query=[]), "query"),
+    "bad role": (line(query=[{"role": "root", "content": "a"}]), "role"),
+    "list role": (line(query=[{"role": [[]], "content": "a"}]), "role"),
+    "turn without content": (line(query=[{"role": "user"}]), "content"),
+    "turn with more": (line(query=[{"role": "user", "content": "a", "name": "b"}]), "name"),
+    "turn is text": (line(query=["a"]), "query"),
+    "no responses": (line(responses=[]), "at least one"),
+    "string responses": (line(responses="abc"), "responses"),
+    "object responses": (line(responses={"a": "b"}), "responses"),
+    "null response": (line(responses=["a", None]), r"responses\[1\]"),
+    "nested response": (line(responses=[["a"]]), r"responses\[0\]"),
+    "lone surrogate": (b'{"query": "\\ud800", "responses": ["b"]}', "surrogate"),
+    "surrogate field": (b'{"\\udfff": 1, "query": "a", "responses": ["b"]}', "unknown field"),
+    "number reference": (line(reference=1), "reference"),
+    "object principles": (line(principles={"a": 1}), "principles"),
+    "number principles": (line(principles=[1]), r"principles\[0\]"),
+    "float id": (line(id=1.5), "id"),
+    "bool id": (line(id=True), "id"),
+    "list id": (line(id=["a"]), "id"),
+    "huge id": (line(id=2**64), "id"),
+    "surrogate id": (b'{"id": "\\ud800", "query": "a", "responses": ["b"]}', "id"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_line_becomes_one_row_with_an_error(name):
+    data, message = HOSTILE[name]
+    before, bad, after = rows_of(line(id=1) + b"\n" + data + b"\n" + line(id=2))
+    assert (before.id, after.id, after.line) == (1, 2, 3)
+    assert bad.request is None and bad.line == 2
+    with pytest.raises(InputError, match=message):
+        raise bad.error
+
+
+def test_hostile_lines_together_give_one_row_each():
+    rows = rows_of(b"\n".join(data for data, _ in HOSTILE.values()))
+    assert len(rows) == len(HOSTILE) and all(row.error is not None for row in rows)
+    assert len({row.key for row in rows}) == len(HOSTILE)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'{"id": "x", "query": 1e400}', "x"),
+        (b'{"query": NaN, "id": 12}', 12),
+        (b'{"query": ' + b"9" * 9000 + b', "id": -3}', -3),
+        (b'{"id": "x", "query": "torn', "x"),
+        (b'{"id": "x", "query": ' + DEEP + b"}", "x"),
+        (b'{"query": ' + DEEP + b', "id": "x"}', None),
+        (b'{"query": "a", "id": "x" "responses"', "x"),
+        (b'  {"id": "\xff", "query": "a"}', "\ufffd"),
+        ('{"query": "\udcff", "id": "é"}'.encode("utf-8", "surrogateescape"), "é"),
+        (b'{"id": "x", "id": "y"}', None),
+        (b'{"id": "x", "a": 1, "a": 2}', "x"),
+        (b'{"id": 1.5}', None),
+        (b'{"id": true}', None),
+        (b'{"id": null}', None),
+        (b'{"id": ["x"]}', None),
+        (b'{"id": "\\ud800"}', None),
+        (b'{"id": 99999999999999999999}', None),
+        (b'[{"id": "x"}]', None),
+        (b'{"a": {"id": "x"}}', None),
+        (b"{'id': 'x'}", None),
+        (b"{", None),
+        (b'{"id"', None),
+        (b'{"id": ', None),
+        (b"", None),
+        (b"{1: 2}", None),
+    ],
+)
+def test_the_id_is_read_where_it_can_be(data, expected):
+    assert recover_id(data) == expected
+
+
+def test_keys_tell_equal_rows_apart_and_ignore_spelling():
+    spaced = b'{ "responses": ["4", "5"], "query":"2+2?", "reference": null,   "id": "a" }'
+    rows = rows_of(line() + b"\n" + line() + b"\n" + spaced + b"\n" + line(id="b") + b"\n" + line(query="2+3?"))
+    keys = [row.key for row in rows]
+    assert len(set(keys)) == 5
+    assert [key.split("-")[0] == keys[0].split("-")[0] for key in keys] == [True, True, True, False, False]
+    assert [key.split("-")[1] for key in keys] == ["0", "1", "2", "0", "0"]
+
+
+@pytest.mark.parametrize("field", ["query", "responses", "reference", "principles", "id", "samples", "seed"])
+def test_every_field_is_part_of_the_key(field):
+    other = {"query": "q", "responses": ["4", "6"], "reference": "4", "principles": "4", "id": "b", "samples": 2, "seed": 2}[field]
+    a, b = rows_of(line() + b"\n" + line(**{field: other}))
+    assert a.key.split("-")[0] != b.key.split("-")[0]
+
+
+def test_texts_do_not_run_into_each_other_in_the_key():
+    a, b = rows_of(line(responses=["ab", "c"]) + b"\n" + line(responses=["a", "bc"]))
+    assert a.key.split("-")[0] != b.key.split("-")[0]
+
+
+def test_keys_of_bad_rows_depend_on_their_bytes_alone():
+    one, two = rows_of(b"oops\n" + line() + b"\noops \n"), rows_of(line() + b"\noops\r\n")
+    assert one[0].key == two[1].key and one[2].key == one[0].key.replace("-0", "-1")
+
+
+def test_a_line_past_the_limit_is_refused_and_skipped(monkeypatch):
+    monkeypatch.setattr(jsonl, "MAX_ROW_BYTES", 200)
+    exact = line(query="")
+    exact = line(query="x" * (200 - len(exact)))
+    rows = rows_of(exact + b"\n" + line(query="y" * 5_000_000) + b"\n" + line(id=3) + b"\n" + line(query="z" * 300))
+    assert [row.error is None for row in rows] == [True, False, True, False]
+    assert [row.line for row in rows] == [1, 2, 3, 4] and rows[1].key != rows[3].key
+    assert "longer than 200 bytes" in str(rows[1].error)
+
+
+def test_input_is_read_lazily():
+    class Endless(io.RawIOBase):
+        count = 0
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            data = (line() + b"\n")[: len(buffer)]
+            buffer[: len(data)] = data
+            self.count += 1
+            return len(data)
+
+    raw = Endless()
+    rows = read_rows(io.BufferedReader(raw, 16))
+    for _ in range(10):
+        assert next(rows).error is None
+    assert raw.count < 200
+
+
+def test_numbers_at_the_edge_are_kept():
+    request = parse_request(line(seed=2**63 - 1, id=2**64 - 1))
+    assert (request.seed, request.id) == (2**63 - 1, 2**64 - 1)
+    assert math.isfinite(request.seed)
