@@ -112,16 +112,45 @@ struct RowLogits {
   int64_t count;
 };
 
-struct RowDraw {
-  int64_t token;
-  float logprob;
+/// Memory of one draw, in the calling thread's scratch.
+struct DrawMemory {
+  float* mass;       // [count], padded to kPadIds
+  int32_t* ids;      // [count]
+  BinToken* tokens;  // [count]
+  Bin* bins;         // [kNumBins]
 };
 
-/// Draws from one row. `banned` are ids, in any order, that get no mass but stay in the log-probability's denominator.
-RowDraw draw_row(const RowLogits& row, const RowParams& params, float softcap, const int32_t* banned, int64_t num_banned);
-
 /// What top-k, then top-p, then min-p leave of tokens with these logits and masses (of sum `total`).
-Cut truncate(const RowLogits& row, const float* mass, float best, double total, const RowParams& params);
+Cut truncate(const RowLogits& row, const DrawMemory& memory, float best, double total, const RowParams& params);
+
+/// Row i owns ids[offsets[i]] … ids[offsets[i + 1] - 1]; null offsets: every row's list is empty.
+struct TokenLists {
+  const int64_t* offsets;
+  const int32_t* ids;
+};
+
+/// The parameters of `rows` rows, one array each.
+struct SampleParams {
+  const float* temperature;
+  const int32_t* top_k;
+  const float* top_p;
+  const float* min_p;
+  const int64_t* seed;
+  const int64_t* position;
+};
+
+/// Draws a token for rows [first, last); `logits` [last - first, vocabulary] is overwritten.
+struct SampleRows {
+  float* logits;
+  int64_t first, last, vocabulary;
+  SampleParams params;
+  float softcap;  // 0: none
+  TokenLists allowed, banned;
+  int64_t* token;   // [rows]
+  float* logprob;   // [rows]
+};
+
+void sample_rows(const SampleRows& args);
 
 }  // namespace spct
 

@@ -129,9 +129,12 @@ void fill_mass(const MassArgs& args) {
   for_vectors(args.count, [&](int64_t i, int count) {
     const vf distance = load_logits(args.logits + i, count) - args.best;
     const vf x = distance * args.scale;
-    // What the product lost, so that a heavy tail's mass is right to the last bits; -Inf would give NaN.
-    const vf lost = x > -104.0f ? fma(distance, splat(args.scale), -x) + distance * args.scale_low : vf{};
-    const vf e = exp(x), mass = fma(e, lost, e);
+    // Below e^-87 a token can't win, and subnormal numbers are slow on some CPUs.
+    const vi matters = x > -87.0f;
+    const vf e = exp(matters ? x : vf{});
+    // `lost` is what the product lost, so that a heavy tail's mass is right to the last bits.
+    const vf lost = fma(distance, splat(args.scale), -x) + distance * args.scale_low;
+    const vf mass = matters ? fma(e, lost, e) : vf{};
     if (args.mass != nullptr) store_some(args.mass + i, mass, count);
     total += __builtin_convertvector(mass, vd);
   });

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - the module protocol (PEP 562)
+def __getattr__(name: str) -> Any:
     if name == "Engine":
         return importlib.import_module("spct.engine").Engine
     raise AttributeError(f"module 'spct' has no attribute {name!r}")

@@ -184,9 +184,7 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None) -> None:
         self.close()
 
     def _stream(
@@ -225,15 +223,11 @@ class Engine:
         """Two batches of samples ahead keep every step full while the oldest requests run out."""
         return sum(p.group.num_unfinished for p in in_flight) < 2 * self.config.max_batch
 
-    def _prepare(
-        self, request: ScoreRequest, sampling: SamplingParams | None, voting: VotingParams | None, index: int
-    ) -> PendingRequest:
+    def _prepare(self, request: ScoreRequest, sampling: SamplingParams | None, voting: VotingParams | None, index: int) -> PendingRequest:
         self._check_open()
         return self._judging.prepare(request, sampling or SamplingParams(), voting or VotingParams(), index, next(self._arrivals))
 
-    def _submit(
-        self, request: ScoreRequest, sampling: SamplingParams | None, voting: VotingParams | None, index: int
-    ) -> PendingRequest:
+    def _submit(self, request: ScoreRequest, sampling: SamplingParams | None, voting: VotingParams | None, index: int) -> PendingRequest:
         pending = self._prepare(request, sampling, voting, index)
         self._loop.submit(pending.group)
         return pending
@@ -258,7 +252,7 @@ def _request(
     return ScoreRequest(query=query, responses=responses, reference=reference, principles=principles)  # type: ignore[arg-type]
 
 
-def _from_mapping(item: Any) -> ScoreRequest:  # noqa: ANN401
+def _from_mapping(item: Any) -> ScoreRequest:
     if not isinstance(item, Mapping):
         raise InputError(f"expected a ScoreRequest or a mapping of its fields, got {type(item).__name__}")
     known = ScoreRequest.__dataclass_fields__

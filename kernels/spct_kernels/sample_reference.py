@@ -1,7 +1,8 @@
 """The `reference` backend of the output head: final norm, logits, truncation and the keyed draw in plain torch, on any device.
 
 What it computes, row by row, is the meaning of `fused_sample`; the other backends are compared with it. Sums and the noise run in
-fp64 and are rounded where the contract names fp32 (normed hidden state, logits), so that it errs less than what it checks.
+fp64 and are rounded where the contract names fp32 (normed hidden state, logits), so that it errs less than what it checks. With a
+hidden state in fp64 nothing is rounded: that is the oracle.
 """
 
 from __future__ import annotations
@@ -44,33 +45,67 @@ class Draw:
         return Draw(*(field[chosen] for field in fields))
 
 
+Head = tuple[Tensor, Tensor, float, Tensor, float | None]
+"""hidden [T, E], norm_weight [E], norm_eps, lm_head [V, E], softcap."""
+
+
+def fused_sample_reference(
+    head: Head, draw: Draw, meta_weight: Tensor | None, meta_bias: float, allowed: TokenLists | None, banned: TokenLists | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens, log-probabilities and meta logits; see `fused_sample`."""
+    hidden, norm_weight, norm_eps, lm_head, softcap = head
+    normed = final_norm_reference(hidden, norm_weight, norm_eps)
+    meta = None
+    if meta_weight is not None:
+        meta = ((normed.double() * meta_weight.double()).sum(dim=1) + meta_bias).to(normed.dtype)
+    token, logprob = draw_reference(head_logits_reference(normed, lm_head), draw, softcap, allowed, banned)
+    return token, logprob, meta
+
+
+def token_logits_reference(head: Head, lists: TokenLists) -> Tensor:
+    """Logits of the listed ids; see `token_logits`."""
+    hidden, norm_weight, norm_eps, lm_head, softcap = head
+    offsets, ids = lists
+    normed = final_norm_reference(hidden, norm_weight, norm_eps)
+    owner = torch.repeat_interleave(torch.arange(normed.shape[0], device=ids.device), offsets[1:] - offsets[:-1])
+    raw = (normed.double()[owner] * lm_head[ids.long()].double()).sum(dim=1)
+    return soft_cap_reference(raw.to(normed.dtype), softcap)
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """What the arithmetic on `x` is rounded to: fp32, or fp64 in the oracle."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def final_norm_reference(hidden: Tensor, norm_weight: Tensor, norm_eps: float) -> Tensor:
-    """hidden / sqrt(mean(hidden^2) + eps) * weight, [T, E] fp32."""
+    """Hidden / sqrt(mean(hidden^2) + eps) * weight, [T, E] fp32 (fp64 where hidden is)."""
     x = hidden.double()
     scale = torch.sqrt(x.square().mean(dim=-1, keepdim=True) + norm_eps)
-    return (x / scale * norm_weight.double()).float()
+    return (x / scale * norm_weight.double()).to(result_dtype(hidden))
 
 
 def head_logits_reference(normed: Tensor, weight: Tensor) -> Tensor:
-    """normed [T, E] fp32 times weight [V, E], [T, V] fp32; summed in fp64 and in blocks, since a head in fp64 may not fit."""
+    """Normed [T, E] times weight [V, E], [T, V] of normed's dtype; summed in fp64 and in blocks, since a head in fp64 may not fit."""
     chunk = max(1, _WEIGHT_CHUNK_ELEMENTS // max(1, weight.shape[1]))
     x = normed.double()
-    parts = [(x @ weight[i : i + chunk].double().T).float() for i in range(0, weight.shape[0], chunk)]
+    parts = [(x @ weight[i : i + chunk].double().T).to(normed.dtype) for i in range(0, weight.shape[0], chunk)]
     return torch.cat(parts, dim=1)
 
 
 def soft_cap_reference(logits: Tensor, softcap: float | None) -> Tensor:
-    """softcap * tanh(logits / softcap) in fp64, rounded to fp32."""
+    """Softcap * tanh(logits / softcap) in fp64, rounded to the logits' dtype."""
     if softcap is None:
         return logits
-    return (torch.tanh(logits.double() / softcap) * softcap).float()
+    return (torch.tanh(logits.double() / softcap) * softcap).to(logits.dtype)
 
 
-def draw_reference(raw: Tensor, draw: Draw, softcap: float | None, allowed: TokenLists | None, banned: TokenLists | None) -> tuple[Tensor, Tensor]:
-    """Tokens [T] int64 and log-probabilities [T] fp32 of rows whose logits, before the soft cap, are `raw` [T, V] fp32."""
+def draw_reference(
+    raw: Tensor, draw: Draw, softcap: float | None, allowed: TokenLists | None, banned: TokenLists | None
+) -> tuple[Tensor, Tensor]:
+    """Tokens [T] int64 and log-probabilities [T] of rows whose logits, before the soft cap, are `raw` [T, V] (fp32, or fp64)."""
     num_rows, vocabulary = raw.shape
     tokens = torch.empty(num_rows, dtype=torch.int64, device=raw.device)
-    logprobs = torch.empty(num_rows, dtype=torch.float32, device=raw.device)
+    logprobs = torch.empty(num_rows, dtype=raw.dtype, device=raw.device)
     step = max(1, _ROW_CHUNK_ELEMENTS // max(1, vocabulary))
     for start in range(0, num_rows, step):
         rows = slice(start, min(start + step, num_rows))
@@ -121,7 +156,7 @@ def _draw_rows(raw: Tensor, draw: Draw, softcap: float | None, within: Tensor | 
     if random.numel():
         tokens[random] = _draw_random(pool[random], best[random], draw.rows(random))
     logprobs = torch.gather(logits, 1, tokens[:, None])[:, 0] - normaliser
-    return torch.where(valid, tokens, -1), torch.where(valid, logprobs, math.nan).float()
+    return torch.where(valid, tokens, -1), torch.where(valid, logprobs, math.nan).to(raw.dtype)
 
 
 def _draw_random(pool: Tensor, best: Tensor, draw: Draw) -> Tensor:

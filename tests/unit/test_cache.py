@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+
 from spct.cache.pages import PagePool
 from spct.cache.tree import PrefixTree
 

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from spct.cache.pages import PagePool
 from spct.cache.tree import PrefixTree
 from spct.scheduling.scheduler import Scheduler

@@ -49,19 +49,23 @@ _REFUSED: dict[str, str] = {
     "attention_chunk_size": "chunked attention isn't supported",
 }
 
-# Known to have no part in inference.
-_HARMLESS = frozenset(
-    """architectures model_type transformers_version use_cache initializer_range attention_dropout hidden_dropout pretraining_tp bos_token_id
-    eos_token_id pad_token_id name_or_path return_dict output_attentions output_hidden_states chunk_size_feed_forward is_decoder
-    id2label label2id problem_type num_labels task_specific_params use_mrope cache_implementation sep_token_id decoder_start_token_id
-    prefix torchscript use_bfloat16 pruned_heads tie_encoder_decoder finetuning_task tokenizer_class attn_implementation hidden_act
-    hidden_activation sliding_window max_window_layers use_sliding_window mlp_bias attention_bias unsloth_version unsloth_fixed
-    tie_last_hidden_states temperature top_k top_p do_sample max_length min_length repetition_penalty length_penalty num_beams
-    num_beam_groups num_return_sequences diversity_penalty early_stopping encoder_no_repeat_ngram_size no_repeat_ngram_size
-    bad_words_ids begin_suppress_tokens suppress_tokens exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
-    remove_invalid_values return_dict_in_generate output_scores typical_p tf_legacy_loss cross_attention_hidden_size
-    original_max_position_embeddings""".split()
-)
+# Known to have no part in inference: training, bookkeeping, and options of `generate` that older files kept here.
+# fmt: off
+_HARMLESS = frozenset((
+    "architectures", "model_type", "transformers_version", "use_cache", "initializer_range", "attention_dropout", "hidden_dropout",
+    "pretraining_tp", "bos_token_id", "eos_token_id", "pad_token_id", "name_or_path", "return_dict", "output_attentions",
+    "output_hidden_states", "chunk_size_feed_forward", "is_decoder", "id2label", "label2id", "problem_type", "num_labels",
+    "task_specific_params", "use_mrope", "cache_implementation", "sep_token_id", "decoder_start_token_id", "prefix", "torchscript",
+    "use_bfloat16", "pruned_heads", "tie_encoder_decoder", "finetuning_task", "tokenizer_class", "attn_implementation", "hidden_act",
+    "hidden_activation", "sliding_window", "max_window_layers", "use_sliding_window", "mlp_bias", "attention_bias", "unsloth_version",
+    "unsloth_fixed", "tie_last_hidden_states", "temperature", "top_k", "top_p", "do_sample", "max_length", "min_length",
+    "repetition_penalty", "length_penalty", "num_beams", "num_beam_groups", "num_return_sequences", "diversity_penalty",
+    "early_stopping", "encoder_no_repeat_ngram_size", "no_repeat_ngram_size", "bad_words_ids", "begin_suppress_tokens",
+    "suppress_tokens", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
+    "return_dict_in_generate", "output_scores", "typical_p", "tf_legacy_loss", "cross_attention_hidden_size",
+    "original_max_position_embeddings",
+))
+# fmt: on
 
 
 def read_spec(path: Path) -> ModelSpec:

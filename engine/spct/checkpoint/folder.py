@@ -104,5 +104,5 @@ def _from_hub(name: str, path: Path, revision: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"model {name!r}: no such folder, and the hub gave nothing ({reason}); check the id and the network, or download the folder first"
+            f"model {name!r}: no such folder, and the hub gave nothing ({reason}); check id and network, or download it first"
         ) from None

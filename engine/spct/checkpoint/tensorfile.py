@@ -89,78 +89,94 @@ class TensorFile:
             raise CheckpointError(f"{self.path}: tensor {name!r}: expected a dtype of {', '.join(_FLOATS)}, got {stored}")
         return _FLOATS[stored]
 
-    def copy_into(self, name: str, target: Tensor, *, scan: bool = True, digest: hashlib._Hash | None = None) -> None:
-        """Copy a tensor's numbers into memory that is there already, converting the dtype.
+    def copy_into(self, name: str, target: Tensor, *, digest: hashlib._Hash | None = None) -> None:
+        """Copy a small tensor's numbers, converting the dtype; NaN and Inf are refused.
 
-        target   contiguous, of as many elements; any float dtype, any device
-        scan     refuse NaN and Inf, in the file or made by the conversion
+        target   of the tensor's shape, any float dtype and device
         digest   is fed the stored bytes
 
-        Cost: one pass over the file's pages, given back to the system as it goes, so that file and weights are never both resident.
-
-        Raises: CheckpointError for a dtype that no weight has, and for a number that isn't finite.
+        Raises: CheckpointError for a dtype that no weight has, and for a number that isn't finite or too large for the target.
         """
-        dtype = self.float_dtype(name)
-        flat = target.view(-1)
-        done = 0
-        for chunk in self._chunks(self.tensors[name], dtype.itemsize, digest):
-            source = chunk.view(dtype)
-            part = flat[done : done + source.numel()]
-            part.copy_(source)
-            if scan and part.numel() and not all_finite(part):
-                self._refuse(name, source, done, part.dtype)
-            done += source.numel()
+        for first, rows in self.chunks(name, digest=digest):
+            self.check_numbers(name, rows, first, target.dtype)
+            target[first : first + rows.shape[0]].copy_(rows)
+
+    def chunks(self, name: str, *, multiple: int = 1, digest: hashlib._Hash | None = None) -> Iterator[tuple[int, Tensor]]:
+        """A weight in steps of a few MiB: pairs of the first row and the rows, in the stored dtype.
+
+        multiple   every chunk but the last has a multiple of so many rows
+        digest     is fed the stored bytes
+
+        Invariant: a chunk is valid until the next one is asked for, as its pages go back to the system then; so file and
+        weights are never both resident.
+
+        Raises: CheckpointError for a dtype that no weight has.
+        """
+        dtype, info = self.float_dtype(name), self.tensors[name]
+        columns = math.prod(info.shape[1:])
+        row_bytes = columns * dtype.itemsize
+        if not info.shape or not columns or not info.shape[0]:
+            return
+        num_rows = max(1, _CHUNK_BYTES // (row_bytes * multiple)) * multiple
+        first = 0
+        for raw in self._pages(info, num_rows * row_bytes, dtype.itemsize):
+            if digest is not None:
+                digest.update(memoryview(raw.numpy()))
+            rows = raw.view(dtype).view(-1, *info.shape[1:])
+            yield first, rows
+            first += rows.shape[0]
+
+    def check_numbers(self, name: str, rows: Tensor, first: int, target: torch.dtype) -> None:
+        """Refuse NaN, Inf and what `target` can't hold.
+
+        rows    [rows, ...] floats, those of the tensor from row `first` on
+
+        Cost: one pass, without a temporary: minimum and maximum carry any NaN or Inf.
+
+        Raises: CheckpointError naming the file, the tensor and the row.
+        """
+        low, high = (float(bound) for bound in torch.aminmax(rows))
+        limit = min(torch.finfo(rows.dtype).max, torch.finfo(target).max)
+        if -limit <= low and high <= limit:  # false for NaN
+            return
+        wide = rows.float()
+        bad = ~(wide.abs() <= limit)
+        where = [int(i) for i in bad.nonzero()[0]]
+        value = float(wide[tuple(where)])
+        where[0] += first
+        remedy = "the weights are damaged, fetch or train them again"
+        if math.isfinite(value):
+            remedy = f"too large for {target}, load it with dtype='bfloat16' or 'float32'"
+        raise CheckpointError(f"{self.path}: tensor {name!r}: expected finite numbers, got {value} at {where}; {remedy}")
 
     def same_bytes(self, name: str, other: TensorFile, other_name: str) -> bool:
         """Whether two tensors are stored alike, bit for bit."""
         mine, theirs = self.tensors[name], other.tensors[other_name]
         if mine.dtype != theirs.dtype or mine.end - mine.begin != theirs.end - theirs.begin:
             return False
-        pairs = zip(self._chunks(mine, 1, None), other._chunks(theirs, 1, None), strict=True)
+        pairs = zip(self._pages(mine, _CHUNK_BYTES, 1), other._pages(theirs, _CHUNK_BYTES, 1), strict=True)
         return all(torch.equal(a, b) for a, b in pairs)
 
-    def _chunks(self, info: TensorInfo, itemsize: int, digest: hashlib._Hash | None) -> Iterator[Tensor]:
+    def _pages(self, info: TensorInfo, step: int, itemsize: int) -> Iterator[Tensor]:
+        """The stored bytes in steps, each given back to the system once the next is asked for."""
         mapped = self._map
         assert mapped is not None, "the file is closed"
-        step = _CHUNK_BYTES // itemsize * itemsize
         page = mmap.ALLOCATIONGRANULARITY
         for begin in range(info.begin, info.end, step):
             end = min(begin + step, info.end)
-            chunk = torch.frombuffer(mapped, dtype=torch.uint8, count=end - begin, offset=begin)
-            if digest is not None:
-                digest.update(chunk.numpy())
+            raw = torch.frombuffer(mapped, dtype=torch.uint8, count=end - begin, offset=begin)
             # Offsets within a file may be odd; wider loads want aligned memory.
-            yield chunk if chunk.data_ptr() % itemsize == 0 else chunk.clone()
-            del chunk
+            yield raw if raw.data_ptr() % itemsize == 0 else raw.clone()
+            del raw
             first = begin // page * page
             mapped.madvise(mmap.MADV_DONTNEED, first, end - first)
-
-    def _refuse(self, name: str, source: Tensor, done: int, target: torch.dtype) -> None:
-        bad = ~torch.isfinite(source)
-        if bool(bad.any()):
-            index = int(bad.nonzero()[0])
-            value = float(source[index])
-            raise CheckpointError(
-                f"{self.path}: tensor {name!r}: expected finite numbers, got {value} at element {done + index}; "
-                "the weights are damaged, fetch or train them again"
-            )
-        raise CheckpointError(
-            f"{self.path}: tensor {name!r}: holds numbers too large for {target}; load it with dtype='bfloat16' or 'float32'"
-        )
-
-
-def all_finite(values: Tensor) -> bool:
-    """Whether no element is NaN or Inf: minimum and maximum carry any such value, without a temporary of the same size.
-
-    values   any shape but empty, any float dtype
-    """
-    low, high = torch.aminmax(values)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _read_header(path: Path, prefix: bytes, read: Callable[[int], bytes], file_bytes: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     if len(prefix) < 8:
-        raise CheckpointError(f"{path}: not a safetensors file: expected 8 bytes of header length, got {len(prefix)}; the file is truncated")
+        raise CheckpointError(
+            f"{path}: not a safetensors file: expected 8 bytes of header length, got {len(prefix)}; the file is truncated"
+        )
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(f"{path}: not a safetensors file: a header of {length} bytes, expected at most {MAX_HEADER_BYTES}")
@@ -211,7 +227,9 @@ def _entry(path: Path, name: str, entry: object, base: int) -> TensorInfo:
         raise CheckpointError(f"{where}: expected data_offsets [begin, end], got {ascii(offsets)[:80]}")
     num_bytes = math.prod(shape) * width
     if num_bytes != offsets[1] - offsets[0]:
-        raise CheckpointError(f"{where}: {dtype} {shape} takes {num_bytes} bytes, its data_offsets {offsets} span {offsets[1] - offsets[0]}")
+        raise CheckpointError(
+            f"{where}: {dtype} {shape} takes {num_bytes} bytes, its data_offsets {offsets} span {offsets[1] - offsets[0]}"
+        )
     return TensorInfo(name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 

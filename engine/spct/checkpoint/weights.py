@@ -1,20 +1,20 @@
 """From tensors in files to a decoder: shapes checked for the whole model first, then one parameter at a time.
 
-Peak memory is the weights' own size, one parameter beside it and a few MiB of file: nothing is read twice, and each page
-of a file is given back once it has been copied.
+Peak memory is the weights' own size and a few MiB of file: rows go from the mapped file straight into the packed matrices, and
+each page is given back once it has been copied.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from spct_kernels import pack
 from torch import Tensor
 
+from spct.checkpoint.adapter import LowRank
 from spct.checkpoint.dtypes import DtypePlan
 from spct.checkpoint.shards import Shards
 from spct.errors import CheckpointError
@@ -22,8 +22,9 @@ from spct.layers.decoder_layer import LayerWeights
 from spct.models.decoder import DecoderWeights
 from spct.models.families import family_named
 from spct.models.head import OutputHead
-from spct.models.parameters import Parameter, parameters
+from spct.models.parameters import Parameter, Piece, parameters
 from spct.models.spec import ModelSpec
+from spct_kernels.linear import PANEL, SCHEMES, PackedLinear
 
 # Buffers that older versions of transformers saved beside the weights; each is computed from config.json.
 _DERIVED = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -64,17 +65,20 @@ def check_tensors(spec: ModelSpec, shards: Shards) -> None:
     if missing:
         where = next(iter(found.values())).path if found else "the checkpoint"
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"{where}: tensor {missing[0]!r}{more} is missing; config.json asks for {len(expected)} tensors, {len(found)} are there")
+        raise CheckpointError(
+            f"{where}: tensor {missing[0]!r}{more} is missing; config.json asks for {len(expected)} tensors, {len(found)} are there"
+        )
     head = family.tensors["lm_head"]
     for name, file in found.items():
         if name not in expected:
             if _DERIVED.fullmatch(name) or (name == head and spec.tied_embeddings):
                 continue
-            raise CheckpointError(f"{file.path}: tensor {name!r} is not expected by {family.architecture}; the file and config.json disagree")
-        if file.tensors[name].shape != expected[name]:
             raise CheckpointError(
-                f"{file.path}: tensor {name!r}: expected shape {list(expected[name])}, as config.json says, got {list(file.tensors[name].shape)}"
+                f"{file.path}: tensor {name!r} is not expected by {family.architecture}; the file and config.json disagree"
             )
+        shape = file.tensors[name].shape
+        if shape != expected[name]:
+            raise CheckpointError(f"{file.path}: tensor {name!r}: config.json asks for shape {list(expected[name])}, got {list(shape)}")
         file.float_dtype(name)
     if spec.tied_embeddings and head in found:
         _check_tied(spec, shards, head, family.tensors["embedding"])
@@ -89,12 +93,12 @@ def _check_tied(spec: ModelSpec, shards: Shards, head: str, embedding: str) -> N
 
 
 class WeightReader:
-    """Reads the parameters of one model from its files.
+    """Reads the parameters of one model from its files, straight into the memory where they stay.
 
-    deltas   tensor name -> what an adapter adds to it, [O, I] fp32 on the CPU
+    deltas   tensor name -> what an adapter adds to it
     """
 
-    def __init__(self, shards: Shards, plan: DtypePlan, device: torch.device, scan: bool, deltas: Mapping[str, Tensor]) -> None:
+    def __init__(self, shards: Shards, plan: DtypePlan, device: torch.device, scan: bool, deltas: Mapping[str, LowRank]) -> None:
         self.shards = shards
         self.plan = plan
         self.device = device
@@ -102,49 +106,75 @@ class WeightReader:
         self.deltas = deltas
         self.hash = hashlib.sha256()
 
-    def read(self, parameter: Parameter) -> Tensor:
+    def read(self, parameter: Parameter) -> Tensor | PackedLinear:
         """One parameter in the dtype that it is kept in, its pieces joined.
 
-        Raises: CheckpointError as `TensorFile.copy_into`.
+        Raises: CheckpointError for a number that isn't finite, unless the scan is off.
         """
-        dtype = torch.float32 if parameter.kind == "vector" else self.plan.weights
-        target = torch.empty(parameter.shape, dtype=dtype, device=self.device)
-        for piece in parameter.pieces:
-            rows = target[piece.start : piece.start + piece.shape[0]]
-            file = self.shards.file_of[piece.name]
-            self.hash.update(f"{piece.name}:{file.tensors[piece.name].dtype}:{piece.shape};".encode())
-            file.copy_into(piece.name, rows, scan=self.scan, digest=self.hash)
-            delta = self.deltas.get(piece.name)
-            if delta is not None:
-                rows.copy_(rows.float() + delta.to(rows.device))
+        if parameter.kind == "linear":
+            packed = empty_packed(parameter, self.plan.scheme, self.device)
+            panel = packed.panels.shape[-1]
+            if all(piece.start % panel == 0 for piece in parameter.pieces):
+                for piece in parameter.pieces:
+                    for start, rows in self._rows(piece, self.plan.weights, panel):
+                        part = packed.panels[start // panel : -(-(start + rows.shape[0]) // panel)]
+                        PackedLinear(part, packed.scheme, (rows.shape[0], rows.shape[1])).replace(rows)
+                return packed
+            # A piece that begins within a panel: joined first, so that one parameter is held twice for a moment.
+            packed.replace(self._joined(parameter, self.plan.weights))
+            return packed
+        target = self._joined(parameter, torch.float32 if parameter.kind == "vector" else self.plan.weights)
         if parameter.offset:
             target += parameter.offset
         return target
+
+    def _joined(self, parameter: Parameter, dtype: torch.dtype) -> Tensor:
+        target = torch.empty(parameter.shape, dtype=dtype, device=self.device)
+        for piece in parameter.pieces:
+            for start, rows in self._rows(piece, dtype, 1):
+                target[start : start + rows.shape[0]].copy_(rows)
+        return target
+
+    def _rows(self, piece: Piece, dtype: torch.dtype, multiple: int) -> Iterator[tuple[int, Tensor]]:
+        """A tensor's rows, with what the adapter adds, checked, as pairs of the parameter's row and the rows from there on."""
+        file = self.shards.file_of[piece.name]
+        self.hash.update(f"{piece.name}:{file.tensors[piece.name].dtype}:{piece.shape};".encode())
+        delta = self.deltas.get(piece.name)
+        for first, rows in file.chunks(piece.name, multiple=multiple, digest=self.hash):
+            if delta is not None:
+                rows = delta.added_to(rows, first)
+            if self.scan:
+                file.check_numbers(piece.name, rows, first, dtype)
+            yield piece.start + first, rows
+
+
+def empty_packed(parameter: Parameter, scheme: str, device: torch.device) -> PackedLinear:
+    """A packed matrix of a parameter's shape, still without its numbers."""
+    outputs, inputs = parameter.shape
+    panels = torch.empty((-(-outputs // PANEL), inputs, PANEL), dtype=SCHEMES[scheme], device=device)
+    return PackedLinear(panels, scheme, (outputs, inputs), parameter.shard)
 
 
 def read_weights(spec: ModelSpec, reader: WeightReader) -> LoadedWeights:
     """Read and pack every parameter.
 
-    Raises: CheckpointError for a number that isn't finite, unless the scan is off.
+    Raises: CheckpointError as `WeightReader.read`.
     """
     own: dict[str, object] = {}
     layers: list[dict[str, object]] = [{} for _ in spec.layers]
     for parameter in parameters(spec):
-        value: object = reader.read(parameter)
-        if parameter.kind == "linear":
-            assert isinstance(value, Tensor)
-            value = pack(value, reader.plan.scheme)
-        (own if parameter.layer is None else layers[parameter.layer])[parameter.key] = value
+        (own if parameter.layer is None else layers[parameter.layer])[parameter.key] = reader.read(parameter)
     return LoadedWeights(assemble(spec, own, layers, reader.plan.activations), reader.hash.hexdigest()[:32])
 
 
 def assemble(spec: ModelSpec, own: dict[str, object], layers: list[dict[str, object]], activations: torch.dtype) -> DecoderWeights:
     """Put parameters, keyed as in `Parameter.key`, into the decoder's weights."""
-    embedding, final_norm = own["embedding"], own["final_norm"]
-    assert isinstance(embedding, Tensor)
+    final_norm, lm_head = own["final_norm"], own["lm_head"]
     assert isinstance(final_norm, Tensor)
-    lm_head = own.get("lm_head", embedding)
-    head = OutputHead(final_norm, spec.norm_eps, lm_head, spec.final_softcap)  # type: ignore[arg-type]  # values of one dict differ in type
+    assert isinstance(lm_head, PackedLinear)
+    embedding = own.get("embedding", lm_head)
+    assert isinstance(embedding, Tensor | PackedLinear)
+    head = OutputHead(final_norm, spec.norm_eps, lm_head, spec.final_softcap)
     return DecoderWeights(
         embedding=embedding,
         layers=[LayerWeights(**layer) for layer in layers],  # type: ignore[arg-type]  # as above

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import Tensor
+
+from spct.layers.spec import LayerSpec
 from spct_kernels import (
     AttentionPlan,
     PackedLinear,
@@ -15,9 +18,6 @@ from spct_kernels import (
     rope_append,
     shared_prefix_attention,
 )
-from torch import Tensor
-
-from spct.layers.spec import LayerSpec
 
 
 @dataclass(slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from spct_kernels import AttentionPlan
 from torch import Tensor
 
 from spct.layers.decoder_layer import DecoderLayer, LayerInputs, LayerWeights
@@ -13,6 +12,7 @@ from spct.layers.rope import inverse_frequencies, rotation
 from spct.models.head import OutputHead
 from spct.models.kv import KVCache
 from spct.models.spec import ModelSpec
+from spct_kernels import AttentionPlan, PackedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ class ForwardBatch:
 class DecoderWeights:
     """A decoder's parameters.
 
-    embedding          [V, E], in the dtype that the weights are kept in
+    embedding          [V, E], in the dtype that the weights are kept in; the packed LM head itself where they are tied
     layers             one `LayerWeights` each
     head               final norm and LM head
     activation_dtype   dtype of the residual stream
     """
 
-    embedding: Tensor
+    embedding: Tensor | PackedLinear
     layers: list[LayerWeights]
     head: OutputHead
     activation_dtype: torch.dtype = torch.float32
@@ -107,5 +107,6 @@ class Decoder:
         return residual if delta is None else residual + delta
 
     def _embed(self, token_ids: Tensor) -> Tensor:
-        rows = self.weights.embedding[token_ids].to(self.weights.activation_dtype)
+        table = self.weights.embedding
+        rows = (table.rows(token_ids) if isinstance(table, PackedLinear) else table[token_ids]).to(self.weights.activation_dtype)
         return rows * self._embedding_scale if self._embedding_scale != 1.0 else rows

@@ -75,7 +75,13 @@ class Family:
 
 
 _COMMON: Mapping[str, object] = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False, "hidden_act": "silu"}
-_QWEN: Mapping[str, object] = {**_COMMON, "num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28}
+_QWEN: Mapping[str, object] = {
+    **_COMMON,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 
 FAMILIES: tuple[Family, ...] = (
     Family(

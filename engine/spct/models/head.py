@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from spct_kernels import PackedLinear, linear, rms_norm
 from torch import Tensor
+
+from spct_kernels import PackedLinear, linear, rms_norm
 
 Pooling = Literal["last", "mean"]
 
@@ -17,7 +18,7 @@ class OutputHead:
     """What `fused_sample` takes besides hidden states and sampling parameters.
 
     norm_weight   [E] fp32
-    lm_head       [V, E] packed, or the embedding table
+    lm_head       [V, E] packed
     softcap       cap * tanh(logit / cap), before everything else; None: off
     meta_weight   [E] fp32 over the final normed hidden state; None without a meta head
     pooling       how the meta logits of one sample become its meta score
@@ -25,7 +26,7 @@ class OutputHead:
 
     norm_weight: Tensor
     norm_eps: float
-    lm_head: PackedLinear | Tensor
+    lm_head: PackedLinear
     softcap: float | None = None
     meta_weight: Tensor | None = None
     meta_bias: float = 0.0
@@ -40,10 +41,7 @@ class OutputHead:
         Cost: 4 T V bytes.
         """
         normed = rms_norm(hidden, self.norm_weight, self.norm_eps, backend=backend)
-        if isinstance(self.lm_head, Tensor):
-            result = normed.float() @ self.lm_head.float().T
-        else:
-            result = linear(normed, self.lm_head, backend=backend).float()
+        result = linear(normed, self.lm_head, backend=backend).float()
         if self.softcap is not None:
             result = self.softcap * torch.tanh(result / self.softcap)
         return result

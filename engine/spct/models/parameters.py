@@ -51,7 +51,12 @@ def parameters(spec: ModelSpec) -> list[Parameter]:
     family = family_named(spec.family)
     e = spec.hidden_dim
     tensors = family.tensors
-    result = [_parameter(None, "embedding", "embedding", "vocabulary", [(tensors["embedding"], (spec.vocab_size, e))])]
+    table = [(tensors["embedding"], (spec.vocab_size, e))]
+    # Tied, the packed LM head is the embedding table too.
+    if spec.tied_embeddings:
+        result = [_parameter(None, "lm_head", "linear", "vocabulary", table)]
+    else:
+        result = [_parameter(None, "embedding", "embedding", "vocabulary", table)]
     for i in range(spec.num_layers):
         result.extend(_layer(spec, family, i))
     result.append(_parameter(None, "final_norm", "vector", "replicated", [(tensors["final_norm"], (e,))], spec.norm_offset))

@@ -18,7 +18,7 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 class TextFolder:
     """The text side of a checkpoint.
 
-    tokenizer        tokenizer.json, parsed
+    tokenizer        text of tokenizer.json
     special          name ("bos_token", …) to text, for those that the folder defines
     control_texts    every text that the folder names as a special or added token, outside of tokenizer.json too
     chat_template    Jinja source; None for a base model
@@ -28,7 +28,7 @@ class TextFolder:
     """
 
     path: Path
-    tokenizer: Mapping[str, Any]
+    tokenizer: str
     special: Mapping[str, str]
     control_texts: tuple[str, ...]
     chat_template: str | None
@@ -44,19 +44,19 @@ def read_text_folder(path: Path) -> TextFolder:
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: expected a model folder, got {'a file' if path.exists() else 'nothing'}")
-    tokenizer = _json(path / "tokenizer.json")
+    tokenizer = _text(path / "tokenizer.json")
     if tokenizer is None:
         raise CheckpointError(
             f"{path / 'tokenizer.json'}: missing; a folder needs the fast tokenizer's file: "
             "save it with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
-    config = _json(path / "tokenizer_config.json") or {}
-    legacy_map = _json(path / "special_tokens_map.json") or {}
+    config = _json(path / "tokenizer_config.json")
+    legacy_map = _json(path / "special_tokens_map.json")
     special, extra = _special_tokens(config, legacy_map)
     template = _chat_template(path, config)
     add_bos = config.get("add_bos_token")
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([tokenizer, special, extra, add_bos], sort_keys=True).encode())
+    digest = hashlib.blake2b(tokenizer.encode(), digest_size=16)
+    digest.update(json.dumps([special, extra, add_bos], sort_keys=True).encode())
     return TextFolder(
         path=path,
         tokenizer=tokenizer,
@@ -69,15 +69,23 @@ def read_text_folder(path: Path) -> TextFolder:
     )
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _text(path: Path) -> str | None:
     try:
-        raw = path.read_bytes()
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: expected UTF-8, got something else at byte {error.start}") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    text = _text(path)
+    if text is None:
+        return {}
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected JSON, got something else: {error}") from None
     if not isinstance(value, dict):
@@ -110,13 +118,9 @@ def _special_tokens(config: Mapping[str, Any], legacy_map: Mapping[str, Any]) ->
 
 
 def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:
-    file = path / "chat_template.jinja"
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: can't be read: {error}") from None
+    own = _text(path / "chat_template.jinja")
+    if own is not None:
+        return own
     template = config.get("chat_template")
     if template is None or isinstance(template, str):
         return template
@@ -132,7 +136,7 @@ def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:
 
 def _eos(path: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
-        value = (_json(path / name) or {}).get("eos_token_id")
+        value = _json(path / name).get("eos_token_id")
         if value is None:
             continue
         ids = value if isinstance(value, list) else [value]

@@ -1,9 +1,15 @@
-"""The judging prompt of a request: template, chat template and tokenizer in one."""
+"""The judging prompt of a request: judge template, chat template and tokenizer in one.
+
+A template is rendered with placeholders, once per shape of request (number of responses, turns, what is there), and its own text is
+encoded once with it. A request then costs the encoding of its texts, and an order only puts them together in another way.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,26 +17,16 @@ from typing import Any
 
 from spct.errors import ConfigError, InputError
 from spct.prompting.folder import read_text_folder
-from spct.prompting.marks import TemplateUseError, UserPart, UserText, split_parts
+from spct.prompting.marks import TemplatePart, TemplateUseError, UserPart, split_parts
 from spct.prompting.sandbox import Template
+from spct.prompting.shape import Shape, plain_shape, shape_and_values
 from spct.prompting.tokenizer import SafeTokenizer
-from spct.types import ScoreRequest, Turn
+from spct.types import ScoreRequest
 
 TEMPLATES = Path(__file__).parent / "templates"
 FOLDER_TEMPLATE = "judge_template.jinja"
 DEFAULT_SCORE_RANGE = (1, 10)
-_ROLE_LABELS = {"system": "[System]", "user": "[User]", "assistant": "[Assistant]", "tool": "[Tool]"}
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a rendering depends on: everything about a request but its words. Flags tell which texts are not empty, and not blank."""
-
-    roles: tuple[str, ...]
-    num_responses: int
-    num_principles: int | None
-    has_reference: bool
-    nonempty: tuple[bool, ...]
+_MAX_CACHED_CHARS = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +39,7 @@ class _Layout:
 
 
 class JudgePrompt:
-    """Turns requests into token ids for one model.
+    """Turns requests into token ids for one model; thread-safe.
 
     folder                a model folder with tokenizer.json (tokenizer_config.json, chat_template.jinja, generation_config.json)
     template              name of a built-in template ("default", "verify"), a path, or None: the folder's own judge_template.jinja,
@@ -51,6 +47,7 @@ class JudgePrompt:
     chat_template_kwargs  extra variables for the chat template, such as {"enable_thinking": False}
 
     eos_token_ids  ids that end a sample
+    control_ids    ids that no text of a request can become
     digest         (hash of the tokenizer, hash of the templates)
 
     Raises: CheckpointError if the folder's files are missing or malformed; ConfigError if a template is.
@@ -64,11 +61,11 @@ class JudgePrompt:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         text_folder = read_text_folder(Path(folder))
-        self.tokenizer = SafeTokenizer(text_folder)
-        self.eos_token_ids = self.tokenizer.eos_token_ids
-        self.control_ids = self.tokenizer.control_ids
-        source, self.template_name = _judge_source(text_folder.path, template)
-        self._judge = Template(source, f"template {self.template_name}", strict=True)
+        self._tokenizer = SafeTokenizer(text_folder)
+        self.eos_token_ids = self._tokenizer.eos_token_ids
+        self.control_ids = self._tokenizer.control_ids
+        source, name = _judge_source(text_folder.path, template)
+        self._judge = Template(source, f"template {name}", strict=True)
         kwargs = dict(chat_template_kwargs or {})
         self._chat = None
         if text_folder.chat_template is not None:
@@ -76,177 +73,162 @@ class JudgePrompt:
         elif kwargs:
             raise ConfigError(f"chat_template_kwargs: expected none, since {text_folder.path} has no chat template, got {sorted(kwargs)}")
         self._chat_variables = {**text_folder.special, "tools": None, "documents": None, **kwargs}
-        self.digest = (text_folder.digest, _digest(source, text_folder.chat_template, kwargs))
+        templates = repr((source, text_folder.chat_template, sorted(kwargs.items())))
+        self.digest = (text_folder.digest, hashlib.blake2b(templates.encode(), digest_size=16).hexdigest())
         self._layout = functools.lru_cache(maxsize=256)(self._make_layout)
-        self._encode_user = functools.lru_cache(maxsize=64)(self.tokenizer.encode_user)
+        self._spans = _SpanCache(self._tokenizer)
 
     def encode(self, request: ScoreRequest, order: Sequence[int] | None = None) -> tuple[int, ...]:
         """Encode the prompt that shows `request.responses[order[0]]`, `request.responses[order[1]]`, … (None: as given).
 
-        Raises: InputError if the template refuses such a request, the order is not a permutation, or a character has no token.
+        Raises: InputError if the template refuses such a request, the order is not a permutation, or a character has no token;
+        ConfigError if the template fails.
         """
-        count = len(request.responses)
-        shown = range(count) if order is None else order
-        if sorted(shown) != list(range(count)):
-            raise InputError(f"order: expected a permutation of 0 .. {count - 1}, got {list(shown)}")
-        shape, values = _shape_and_values(request, shown)
+        shape, values = shape_and_values(request, _shown(request, order))
         ids: list[int] = []
         for part in self._layout(shape).parts:
-            ids.extend(self._encode_user(part.text(values)) if isinstance(part, UserPart) else part)
+            ids.extend(self._spans.encode(part.text(values), first=not ids) if isinstance(part, UserPart) else part)
         return tuple(ids)
 
     def encode_text(self, text: str, *, user: bool = True) -> tuple[int, ...]:
-        """Encode bare text for `generate`: as a user's (control tokens are plain text) or as a template's (they act, and BOS is added)."""
+        """Encode bare text for `generate`: a user's, where control tokens are plain text, or a template's, where they act.
+
+        The tokenizer's own BOS comes first, once.
+
+        Raises: InputError if a character has no token.
+        """
         if user:
-            return (*self.tokenizer.start_ids(), *self.tokenizer.encode_user(text))
-        return self._one_bos((*self.tokenizer.start_ids(), *self.tokenizer.encode_template(text, first=True)))
+            return (*self._tokenizer.start_ids, *self._tokenizer.encode_user(text, first=True))
+        return self._one_bos((*self._tokenizer.start_ids, *self._tokenizer.encode_template(text, first=True)))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode token ids; nothing is skipped, incomplete UTF-8 becomes U+FFFD."""
-        return self.tokenizer.decode(list(ids))
+        return self._tokenizer.decode(list(ids))
 
     def text(self, request: ScoreRequest, order: Sequence[int] | None = None) -> str:
-        """Give the prompt as text, for a person to read."""
-        shown = range(len(request.responses)) if order is None else order
-        shape, values = _shape_and_values(request, shown)
+        """Give the prompt as text, for a person to read.
+
+        Raises: as `encode`.
+        """
+        shape, values = shape_and_values(request, _shown(request, order))
         rendered, _ = self._render(shape)
         return "".join(part.text(values) if isinstance(part, UserPart) else part.text for part in split_parts(rendered))
 
     def score_range(self, request: ScoreRequest | int) -> tuple[int, int]:
-        """Give the lowest and highest score of the template for such a request (or a number of responses)."""
-        return self._layout(_shape_of(request)).score_range
+        """Give the lowest and highest score of the template for such a request, or for a plain one with so many responses.
+
+        Raises: as `encode`.
+        """
+        return self._layout(_shape(request)).score_range
 
     def opens_think(self, request: ScoreRequest | int) -> bool:
-        """Tell whether the prompt ends inside a `<think>` block, so that the judge's text starts in it."""
-        return self._layout(_shape_of(request)).opens_think
+        """Tell whether the prompt ends inside a `<think>` block, so that the judge's text starts in it.
+
+        Raises: as `encode`.
+        """
+        return self._layout(_shape(request)).opens_think
 
     def _make_layout(self, shape: Shape) -> _Layout:
         rendered, score_range = self._render(shape)
         parts: list[tuple[int, ...] | UserPart] = []
-        own_texts = []
-        start = () if self._chat is not None else self.tokenizer.start_ids()
+        tail = ""
         for position, part in enumerate(split_parts(rendered)):
-            if isinstance(part, UserPart):
-                parts.append(part)
+            if isinstance(part, TemplatePart):
+                parts.append(self._tokenizer.encode_template(part.text, first=position == 0))
+                tail = part.text
             else:
-                parts.append(self.tokenizer.encode_template(part.text, first=position == 0))
-                own_texts.append(part.text)
-        if start:
-            parts.insert(0, start)
-        if len(parts) > 1 and not isinstance(parts[0], UserPart) and not isinstance(parts[1], UserPart):
-            parts[:2] = [(*parts[0], *parts[1])]
-        if not isinstance(parts[0], UserPart):
-            parts[0] = self._one_bos(parts[0])
-        tail = own_texts[-1] if own_texts else ""
-        return _Layout(tuple(parts), score_range, tail.rfind("<think>") > tail.rfind("</think>"))
+                parts.append(part)
+                tail = ""
+        head: tuple[int, ...] = () if self._chat is not None else self._tokenizer.start_ids
+        if parts and not isinstance(parts[0], UserPart):
+            head = (*head, *parts.pop(0))
+        return _Layout((self._one_bos(head), *parts), score_range, tail.rfind("<think>") > tail.rfind("</think>"))
 
     def _one_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        bos = self.tokenizer.bos_token_id
+        """Drop repeated BOS at the start, where the chat template and the post-processor both give one."""
+        bos = self._tokenizer.bos_token_id
         start = 0
         while bos is not None and ids[start : start + 2] == (bos, bos):
             start += 1
         return ids[start:]
 
     def _render(self, shape: Shape) -> tuple[str, tuple[int, int]]:
-        judge_text, exported = self._judge.render(_variables(shape))
+        judge_text, exported = self._judge.render(shape.variables())
         score_range = _score_range(exported, self._judge.where)
+        shown = sorted(part.index for part in split_parts(judge_text) if isinstance(part, UserPart))
+        missing = {shape.name(index) for index, filled in enumerate(shape.filled) if filled and index not in set(shown)}
+        if missing:
+            raise InputError(
+                f"{self._judge.where}: does not show {', '.join(sorted(missing))} of the request; leave it out or use another template"
+            )
         if self._chat is None:
             return judge_text, score_range
         messages = [{"role": "user", "content": judge_text}]
         text, _ = self._chat.render({**self._chat_variables, "messages": messages, "add_generation_prompt": True})
-        before = sorted(part.index for part in split_parts(judge_text) if isinstance(part, UserPart))
-        after = sorted(part.index for part in split_parts(text) if isinstance(part, UserPart))
-        if before != after:
+        kept = sorted(part.index for part in split_parts(text) if isinstance(part, UserPart))
+        if shown != kept:
             raise TemplateUseError(
-                f"{self._chat.where}: expected every text of the request exactly once, as in the judging prompt, got {after}"
+                f"{self._chat.where}: expected a user message to be shown whole and once, got a prompt that drops or repeats it"
             )
         return text, score_range
 
 
-def _digest(*parts: object) -> str:
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+class _SpanCache:
+    """Recently encoded texts: the orders of a request share theirs. Bounded by the length of the texts."""
+
+    def __init__(self, tokenizer: SafeTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._spans: OrderedDict[tuple[str, bool], tuple[int, ...]] = OrderedDict()
+        self._chars = 0
+
+    def encode(self, text: str, *, first: bool) -> tuple[int, ...]:
+        key = (text, first)
+        with self._lock:
+            ids = self._spans.get(key)
+        if ids is not None:
+            return ids
+        ids = self._tokenizer.encode_user(text, first=first)
+        with self._lock:
+            if key not in self._spans:
+                self._spans[key] = ids
+                self._chars += len(text) + 1
+            while self._chars > _MAX_CACHED_CHARS:
+                (old, _), _ = self._spans.popitem(last=False)
+                self._chars -= len(old) + 1
+        return ids
+
+
+def _shown(request: ScoreRequest, order: Sequence[int] | None) -> Sequence[int]:
+    places = range(len(request.responses))
+    if order is not None and sorted(order) != list(places):
+        raise InputError(f"order: expected a permutation of 0 .. {len(places) - 1}, got {list(order)}")
+    return places if order is None else order
+
+
+def _shape(request: ScoreRequest | int) -> Shape:
+    return plain_shape(request) if isinstance(request, int) else shape_and_values(request, range(len(request.responses)))[0]
 
 
 def _judge_source(folder: Path, template: str | Path | None) -> tuple[str, str]:
+    builtin = {file.stem: file for file in sorted(TEMPLATES.glob("*.jinja"))}
+    own = folder / FOLDER_TEMPLATE
     if template is None:
-        own = folder / FOLDER_TEMPLATE
-        path, name = (own, str(own)) if own.exists() else (TEMPLATES / "default.jinja", "default")
-    elif isinstance(template, str) and (TEMPLATES / f"{template}.jinja").is_file() and "/" not in template:
-        path, name = TEMPLATES / f"{template}.jinja", template
+        path, name = (own, str(own)) if own.exists() else (builtin["default"], "default")
     else:
-        path, name = Path(template), str(template)
+        name = str(template)
+        path = builtin.get(name, Path(name))
     try:
         return path.read_text(encoding="utf-8"), name
-    except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(sorted(file.stem for file in TEMPLATES.glob("*.jinja")))
-        raise ConfigError(f"template: expected one of {known}, or a readable file, got {name!r}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"template: expected one of {', '.join(builtin)} or a readable UTF-8 file, got {name!r}: {error}") from None
 
 
 def _score_range(exported: Mapping[str, Any], where: str) -> tuple[int, int]:
     value = exported.get("score_range", DEFAULT_SCORE_RANGE)
-    if (
-        not isinstance(value, list | tuple)
-        or len(value) != 2
-        or not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 10**6 for v in value)
-        or value[0] >= value[1]
-    ):
-        raise ConfigError(f"{where}: score_range: expected [lowest, highest], two integers with 0 <= lowest < highest, got {value!r}")
+    integers = isinstance(value, list | tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    if not integers or len(value) != 2 or not 0 <= value[0] < value[1] <= 10**6:
+        raise ConfigError(
+            f"{where}: score_range: expected [lowest, highest], integers with 0 <= lowest < highest <= 1000000, got {value!r}"
+        )
     return value[0], value[1]
-
-
-def _turns(request: ScoreRequest) -> tuple[Turn, ...]:
-    if isinstance(request.query, str):
-        return (Turn("user", request.query),)
-    return tuple(turn for turn in request.query if isinstance(turn, Turn))
-
-
-def _shape_and_values(request: ScoreRequest, shown: Iterable[int]) -> tuple[Shape, tuple[str, ...]]:
-    turns = _turns(request)
-    principles = request.principles
-    listed = None if principles is None else (principles,) if isinstance(principles, str) else tuple(principles)
-    values = (
-        *(turn.content for turn in turns),
-        *(request.responses[i] for i in shown),
-        *(() if request.reference is None else (request.reference,)),
-        *(listed or ()),
-    )
-    shape = Shape(
-        roles=tuple(turn.role for turn in turns),
-        num_responses=len(request.responses),
-        num_principles=None if listed is None else len(listed),
-        has_reference=request.reference is not None,
-        nonempty=tuple(bool(value) for value in values),
-    )
-    return shape, values
-
-
-def _shape_of(request: ScoreRequest | int) -> Shape:
-    if isinstance(request, ScoreRequest):
-        return _shape_and_values(request, range(len(request.responses)))[0]
-    return Shape(roles=("user",), num_responses=request, num_principles=None, has_reference=False, nonempty=(True,) * (1 + request))
-
-
-def _variables(shape: Shape) -> dict[str, Any]:
-    numbered = (UserText.value(index, nonempty) for index, nonempty in enumerate(shape.nonempty))
-    turns = [{"role": role, "content": next(numbered)} for role in shape.roles]
-    responses = [next(numbered) for _ in range(shape.num_responses)]
-    reference = next(numbered) if shape.has_reference else None
-    principles = None
-    if shape.num_principles is not None:
-        principles = _joined([next(numbered) for _ in range(shape.num_principles)], "\n")
-    if len(turns) == 1 and turns[0]["role"] == "user":
-        query = turns[0]["content"]
-    else:
-        query = _joined([f"{_ROLE_LABELS[turn['role']]}\n" + turn["content"] for turn in turns], "\n\n")
-    return {
-        "query": query,
-        "turns": turns,
-        "responses": responses,
-        "reference": reference,
-        "principles": principles,
-        "num_responses": shape.num_responses,
-    }
-
-
-def _joined(texts: list[UserText], separator: str) -> UserText:
-    return UserText(separator.join(texts), any(texts))

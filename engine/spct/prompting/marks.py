@@ -8,7 +8,7 @@ the shape of a request alone (and can be cached by it); and the rendered text sp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
@@ -52,7 +52,7 @@ Part = TemplatePart | UserPart
 def _refuse(what: str) -> Callable[..., NoReturn]:
     def refuse(self: object, *args: object, **kwargs: object) -> NoReturn:
         raise TemplateUseError(
-            f"template: {what} on text of the request; templates may place, test for emptiness, trim and join such text, and nothing else"
+            f"{what} on text of the request; templates may place, trim and join such text and test it for emptiness, nothing else"
         )
 
     return refuse
@@ -61,48 +61,54 @@ def _refuse(what: str) -> Callable[..., NoReturn]:
 class UserText(str):
     """A string with markers of user text in it; refuses whatever would need the text itself.
 
-    `nonempty` is the truth of the text it stands for, so that `{% if reference %}` means what it says.
+    filled  what is known of the text it stands for: 0 it is empty, 1 it is blank, 2 it says something. So `{% if reference %}` and
+            `{% if reference|trim %}` mean what they say.
     """
 
-    __slots__ = ("nonempty",)
+    __slots__ = ("filled",)
 
-    nonempty: bool
+    filled: int
 
-    def __new__(cls, text: str, nonempty: bool = True) -> UserText:
+    def __new__(cls, text: str, filled: int = 2) -> UserText:
         """Wrap `text`, which already holds the markers."""
         self = super().__new__(cls, text)
-        self.nonempty = nonempty
+        self.filled = filled
         return self
 
     @classmethod
-    def value(cls, index: int, nonempty: bool, strip: Strip = "n") -> UserText:
+    def value(cls, index: int, filled: int, strip: Strip = "n") -> UserText:
         """Make the placeholder of value number `index`."""
-        return cls(f"{OPEN}uS{index}{strip}{CLOSE}", nonempty)
+        return cls(f"{OPEN}uS{index}{strip}{CLOSE}", filled)
+
+    @classmethod
+    def join_all(cls, texts: Sequence[str], separator: str) -> UserText:
+        """Join placeholders and plain strings."""
+        return cls(separator.join(texts), max((text.filled if isinstance(text, UserText) else 2 for text in texts), default=0))
 
     def __str__(self) -> str:
         return self
 
     def __bool__(self) -> bool:
-        return self.nonempty
+        return self.filled > 0
 
     def __hash__(self) -> int:
         return super().__hash__()
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, str) and str.__len__(other) == 0:
-            return not self.nonempty
-        if not isinstance(other, str):
-            return False
-        return _refuse("a comparison")(self)
+        if self is other:
+            return True
+        if isinstance(other, str):
+            return not self.filled if str.__len__(other) == 0 else _refuse("a comparison")(self)
+        return False
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __add__(self, other: str) -> UserText:
-        return UserText(str.__add__(self, other), self.nonempty or bool(other))
+        return UserText(str.__add__(self, other), 2 if other else self.filled)
 
     def __radd__(self, other: str) -> UserText:
-        return UserText(str.__add__(other, self), self.nonempty or bool(other))
+        return UserText(str.__add__(other, self), 2 if other else self.filled)
 
     def strip(self, chars: str | None = None, /) -> UserText:
         """Trim both ends."""
@@ -119,12 +125,11 @@ class UserText(str):
     def _strip(self, side: Strip, strip: Callable[[str], str], chars: str | None) -> UserText:
         if chars is not None:
             _refuse("trimming of given characters")(self)
+        filled = self.filled if self.filled == 2 else 0
         match = _MARKER.fullmatch(self)
         if match is None:
-            return UserText(strip(self), self.nonempty)
-        before = match[2]
-        both = side if before in ("n", side) else "t"
-        return UserText.value(int(match[1]), self.nonempty, both)  # type: ignore[arg-type]  # one of the four letters
+            return UserText(strip(self), filled)
+        return UserText.value(int(match[1]), filled, side if match[2] in ("n", side) else "t")
 
 
 def _forbid() -> None:
@@ -135,7 +140,8 @@ def _forbid() -> None:
     operators = {
         "__len__": "a length", "__getitem__": "a slice", "__iter__": "a loop", "__contains__": "a search", "__mul__": "a repetition",
         "__rmul__": "a repetition", "__mod__": "formatting", "__lt__": "a comparison", "__le__": "a comparison", "__gt__": "a comparison",
-        "__ge__": "a comparison", "__html__": "escaping",
+        "__ge__": "a comparison", "__html__": "escaping", "__int__": "a conversion",
+        "__float__": "a conversion",
     }  # fmt: skip
     for name, what in operators.items():
         setattr(UserText, name, _refuse(what))

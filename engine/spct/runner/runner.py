@@ -6,13 +6,14 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import torch
-from spct_kernels import AttentionPlan, fused_sample
 from torch import Tensor
 
-from spct.models.decoder import Decoder, ForwardBatch, KVCache
+from spct.models.decoder import Decoder, ForwardBatch
+from spct.models.kv import KVCache
 from spct.scheduling.layout import Layout
 from spct.scheduling.scheduler import Step
 from spct.scheduling.sequence import Sequence
+from spct_kernels import AttentionPlan, fused_sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,24 @@ class ModelRunner:
         meta = None if output.meta is None else output.meta.tolist()
         return Drawn(output.token.tolist(), output.logprob.tolist(), meta)
 
+    @torch.inference_mode()
+    def logits(self, token_ids: tuple[int, ...]) -> Tensor:
+        """Teacher-forced logits [T, V] fp32 of one sequence, in KV memory of its own."""
+        count = len(token_ids)
+        kv = KVCache.allocate(self.decoder.spec, count, self.kv.k[0].dtype, self.device)
+        position = torch.arange(count, dtype=torch.int32, device=self.device)
+        zeros = torch.zeros(count, dtype=torch.int32, device=self.device)
+        plan = self._plan_of(
+            node_parent=torch.tensor([-1], dtype=torch.int32, device=self.device),
+            node_offset=torch.tensor([0, count], dtype=torch.int32, device=self.device),
+            node_slots=position,
+            row_node=zeros,
+            row_position=position,
+        )
+        ids = torch.tensor(token_ids, dtype=torch.int64, device=self.device)
+        hidden = self.decoder.forward(ForwardBatch(ids, position.long(), position, plan, kv))
+        return self.decoder.head.logits(hidden, self.backend)
+
     def _forward(self, layout: Layout, is_advance: bool) -> Tensor:
         position = torch.from_numpy(layout.row_position).to(self.device)
         if is_advance and self._plan is not None:
@@ -118,15 +137,17 @@ class ModelRunner:
         return self.decoder.forward(batch)
 
     def _assign(self, layout: Layout, position: Tensor) -> None:
-        arrays = {
-            "node_parent": torch.from_numpy(layout.node_parent).to(self.device),
-            "node_offset": torch.from_numpy(layout.node_offset).to(self.device),
-            "node_slots": torch.from_numpy(layout.node_slots).to(self.device),
-            "row_node": torch.from_numpy(layout.row_node).to(self.device),
-            "row_position": position,
-        }
+        self._plan = self._plan_of(
+            node_parent=torch.from_numpy(layout.node_parent).to(self.device),
+            node_offset=torch.from_numpy(layout.node_offset).to(self.device),
+            node_slots=torch.from_numpy(layout.node_slots).to(self.device),
+            row_node=torch.from_numpy(layout.row_node).to(self.device),
+            row_position=position,
+        )
+
+    def _plan_of(self, **arrays: Tensor) -> AttentionPlan:
         spec = self.decoder.spec
-        self._plan = AttentionPlan.build(
+        return AttentionPlan.build(
             **arrays,
             num_heads=spec.num_heads,
             num_kv_heads=spec.layers[0].kv.num_kv_heads,

@@ -258,4 +258,3 @@ def _end_of(sequence: Sequence) -> FinishReason | None:
     ):
         return "eos"
     return "length" if length >= sequence.max_len else None
-

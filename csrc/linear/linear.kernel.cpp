@@ -1,0 +1,71 @@
+#include "linear/linear.hpp"
+
+#include "common/parallel.hpp"
+#include "common/scratch.hpp"
+#include "linear/gemm.hpp"
+
+SPCT_BEGIN_LEVEL
+namespace {
+
+// A task is a block of rows (packed rows that stay in L2: 192 * 1,024 inputs = 768 KiB) times four panels.
+constexpr int64_t kBlockTiles = 16;
+// Below this many multiplications, waking another thread costs more than it saves.
+constexpr int64_t kSerialProducts = 1 << 16;
+
+template <class T>
+void store_rows(const LinearArgs& args, const float* tile, int64_t begin, int64_t end, int64_t first_output) {
+  constexpr int64_t tile_row = kMaxPanels * kPanel;
+  const int64_t width = args.outputs - first_output < tile_row ? args.outputs - first_output : tile_row;
+  for (int64_t row = begin; row < end; ++row) {
+    T* out = static_cast<T*>(args.out) + row * args.outputs + first_output;
+    const float* from = tile + (row - begin) * tile_row;
+    for_vectors(width, [&](int64_t i, int count) {
+      vf y = load(from + i);
+      if (args.bias != nullptr) y = y + load_some(args.bias + first_output + i, count);
+      store_some(out + i, y, count);
+    });
+  }
+}
+
+template <class T, class W>
+void run(const LinearArgs& args) {
+  const int64_t rows = args.rows, depth = args.inputs, tiles = num_row_tiles(rows);
+  const int64_t num_panels = (args.outputs + kPanel - 1) / kPanel;
+  const W* weight = static_cast<const W*>(args.weight);
+  float* packed = scratch<float>(Scratch::kPackedRows, static_cast<size_t>(rows * depth));
+  const bool serial = rows * depth * args.outputs <= kSerialProducts;
+  parallel_for(0, tiles, serial ? tiles : kBlockTiles, [&](int64_t first, int64_t last) {
+    pack_row_tiles(static_cast<const T*>(args.x), depth, rows, depth, first, last, packed);
+  });
+  const int64_t groups = (num_panels + kMaxPanels - 1) / kMaxPanels;
+  const int64_t blocks = (tiles + kBlockTiles - 1) / kBlockTiles;
+  const auto task = [&](int64_t index) {
+    alignas(64) float products[kMaxRows * kMaxPanels * kPanel];
+    const int64_t block = index / groups, panel = index % groups * kMaxPanels;
+    const int64_t count = num_panels - panel < kMaxPanels ? num_panels - panel : kMaxPanels;
+    const int64_t last = (block + 1) * kBlockTiles < tiles ? (block + 1) * kBlockTiles : tiles;
+    for (int64_t tile = block * kBlockTiles; tile < last; ++tile) {
+      multiply_tile_panels(packed, rows, tile, depth, weight + panel * depth * kPanel, count, products, kMaxPanels * kPanel);
+      store_rows<T>(args, products, tile_begin(rows, tile), tile_begin(rows, tile + 1), panel * kPanel);
+    }
+  };
+  if (serial) {
+    for (int64_t index = 0; index < blocks * groups; ++index) task(index);
+  } else {
+    parallel_tasks(blocks * groups, task);
+  }
+}
+
+template <class T>
+void run_weight(const LinearArgs& args) {
+  SPCT_FLOAT_DTYPES(args.weight_dtype, run<T, Scalar>(args))
+}
+
+}  // namespace
+
+void linear(const LinearArgs& args) {
+  if (args.rows == 0 || args.outputs == 0) return;
+  SPCT_FLOAT_DTYPES(args.dtype, run_weight<Scalar>(args))
+}
+
+SPCT_END_LEVEL

@@ -1,0 +1,246 @@
+"""Between requests and tokens: a request becomes a group of sequences, a finished group becomes a judgement."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from spct.assembly import PAGE_SIZE, Assembly
+from spct.config import EngineConfig
+from spct.errors import BackendError, CapacityError, InputError, SpctError
+from spct.scheduling.sequence import Group, Sequence
+from spct.types import Generation, Judgement, Sample, SamplingParams, ScoreRequest, Timings, Usage, VotingParams
+from spct.voting import content_key, generation_seed, judge, orders, read_sample, resolve_filter, sample_seed
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PendingRequest:
+    """A request in flight.
+
+    orders  of its samples, in the order of their index
+    index   place in its stream
+    """
+
+    request: ScoreRequest
+    voting: VotingParams
+    group: Group
+    orders: list[tuple[int, ...]]
+    index: int
+
+
+class Judging:
+    """Turns requests into groups and groups into judgements, for one model and its limits."""
+
+    def __init__(self, parts: Assembly, config: EngineConfig) -> None:
+        self._prompt = parts.prompt
+        self._model = parts.model
+        self._max_context = parts.max_context
+        self._num_pages = parts.num_pages
+        self._config = config
+        self._eos = frozenset(parts.model.generation.eos_token_ids) | frozenset(parts.prompt.eos_token_ids)
+
+    @property
+    def has_meta_head(self) -> bool:
+        """The checkpoint has a meta-RM head."""
+        return self._model.decoder.head.meta_weight is not None
+
+    def check(self, voting: VotingParams) -> None:
+        """Refuses votes that this model can't give. Raises: ConfigError."""
+        resolve_filter(voting.filter, self.has_meta_head)
+
+    def prepare(self, request: ScoreRequest, sampling: SamplingParams, voting: VotingParams, index: int, arrival: int) -> PendingRequest:
+        """Renders and encodes every distinct order of a request and lists its sequences.
+
+        Raises: InputError or CapacityError if the request can't be judged; ConfigError if the votes can't be given.
+        """
+        self.check(voting)
+        num_samples = request.samples if request.samples is not None else sampling.samples
+        self._check_samples(num_samples)
+        seed = request.seed if request.seed is not None else sampling.seed
+        content = content_key(request)
+        shown = orders(voting.orders, len(request.responses), num_samples, seed, content)
+        prompts = {order: self._prompt.encode(request, order) for order in dict.fromkeys(shown)}
+        for prompt in prompts.values():
+            self._check_fits(len(prompt), sampling)
+        group = Group(sampling, self._eos)
+        for i, order in enumerate(shown):
+            group.add(self._sequence(group, i, prompts[order], sample_seed(seed, content, i), arrival))
+        return PendingRequest(request, voting, group, shown, index)
+
+    def prepare_generation(self, token_ids: SequenceOf[int], sampling: SamplingParams, arrival: int) -> Group:
+        """A group that samples one bare prompt. Raises: InputError, CapacityError."""
+        self._check_samples(sampling.samples)
+        prompt = self.check_tokens(token_ids, reserve=1)
+        self._check_fits(len(prompt), sampling)
+        group = Group(sampling, self._eos)
+        for i in range(sampling.samples):
+            group.add(self._sequence(group, i, prompt, generation_seed(sampling.seed, prompt, i), arrival))
+        return group
+
+    def check_tokens(self, token_ids: SequenceOf[int], *, reserve: int) -> tuple[int, ...]:
+        """The token ids as a tuple, once they are known to be in the vocabulary and, with `reserve` more, in the context.
+
+        Raises: InputError for an empty prompt or an unknown id; CapacityError past the context.
+        """
+        ids = tuple(int(t) for t in token_ids)
+        vocab_size = self._model.spec.vocab_size
+        if not ids:
+            raise InputError("token_ids: expected at least one token, got none")
+        if not 0 <= min(ids) <= max(ids) < vocab_size:
+            raise InputError(f"token_ids: expected 0 <= id < {vocab_size}, got {min(ids)} .. {max(ids)}")
+        if len(ids) + reserve > self._max_context:
+            raise CapacityError(_past_context(len(ids), self._max_context))
+        return ids
+
+    def finish(self, pending: PendingRequest) -> Judgement:
+        """Parses and counts the votes of a finished group.
+
+        Raises: the error that ended the group before its time; BackendError if the engine was closed under it.
+        """
+        group, request = pending.group, pending.request
+        _raise_if_failed(group)
+        score_range, in_think = self._prompt.score_range(request), self._prompt.opens_think(request)
+        parsed = [
+            read_sample(
+                self._text(sequence),
+                sequence.finish_reason or "cancelled",
+                order,
+                score_range,
+                num_tokens=len(sequence.token_ids),
+                meta_score=self._meta_score(sequence),
+                logprob=_mean(sequence.logprobs),
+                in_think=in_think,
+            )
+            for sequence, order in zip(group.sequences, pending.orders, strict=True)
+        ]
+        outcome = judge(parsed, len(request.responses), pending.voting, self.has_meta_head)
+        return Judgement(
+            rewards=outcome.rewards,
+            best=outcome.best,
+            num_votes=outcome.num_votes,
+            stdev=outcome.stdev,
+            samples=outcome.samples,
+            usage=_usage(group),
+            timings=_timings(group),
+            id=request.id,
+            index=pending.index,
+        )
+
+    def refused(self, item: object, index: int, error: SpctError) -> Judgement:
+        """The judgement of a request that could not be judged."""
+        request_id, num_responses = None, 0
+        if isinstance(item, ScoreRequest):
+            request_id, num_responses = item.id, len(item.responses)
+        elif isinstance(item, dict) and isinstance(item.get("id"), str | int):
+            request_id = item["id"]
+        nothing: tuple[None, ...] = (None,) * num_responses
+        samples: tuple[Sample, ...] = ()
+        return Judgement(nothing, None, 0, nothing, samples, id=request_id, index=index, error=error)
+
+    def generations(self, group: Group) -> list[Generation]:
+        """The raw samples of a finished group. Raises: as `finish`."""
+        _raise_if_failed(group)
+        return [
+            Generation(
+                token_ids=tuple(s.token_ids),
+                text=self._text(s),
+                logprobs=tuple(s.logprobs),
+                meta_score=self._meta_score(s),
+                finish_reason=s.finish_reason or "cancelled",
+                meta_logits=tuple(s.meta_logits) if self.has_meta_head else None,
+            )
+            for s in group.sequences
+        ]
+
+    def fingerprints(self, sampling: SamplingParams, voting: VotingParams, weights_version: int) -> dict[str, str]:
+        """One short hash each of weights, tokenizer, template, sampling, voting, numerics and versions.
+
+        Memory and batch limits are left out: they change no token.
+        """
+        tokenizer, template = self._prompt.digest
+        dtypes, config = self._model.dtypes, self._config
+        numerics = (str(dtypes), config.weights, config.kv_dtype, config.backend, config.deterministic, torch.get_num_threads())
+        parts = {
+            "weights": (self._model.weights_digest, weights_version),
+            "tokenizer": (tokenizer, sorted(self._eos)),
+            "template": template,
+            "sampling": dataclasses.astuple(sampling),
+            "voting": dataclasses.astuple(voting),
+            "numerics": (*numerics, self._max_context),
+            "versions": (_version("spct"), torch.__version__, platform.machine()),
+        }
+        return {name: hashlib.blake2b(repr(part).encode(), digest_size=6).hexdigest() for name, part in parts.items()}
+
+    def _sequence(self, group: Group, index: int, prompt: tuple[int, ...], noise_seed: int, arrival: int) -> Sequence:
+        max_len = min(group.sampling.max_tokens, self._max_context - len(prompt))
+        return Sequence(group, index, prompt, noise_seed, max_len, (arrival, index))
+
+    def _check_samples(self, num_samples: int) -> None:
+        if num_samples > self._config.max_samples:
+            raise CapacityError(f"samples: at most max_samples={self._config.max_samples} per request, got {num_samples}")
+
+    def _check_fits(self, prompt_len: int, sampling: SamplingParams) -> None:
+        if prompt_len + 1 > self._max_context:
+            raise CapacityError(_past_context(prompt_len, self._max_context))
+        max_len = min(sampling.max_tokens, self._max_context - prompt_len)
+        # The last token that is drawn is never fed, so it needs no slot.
+        pages = -(-prompt_len // PAGE_SIZE) - (-(max_len - 1) // PAGE_SIZE)
+        if pages > self._num_pages:
+            raise CapacityError(
+                f"a prompt of {prompt_len} tokens with a sample of up to {max_len} needs {pages} KV pages of {PAGE_SIZE} tokens, "
+                f"the engine has {self._num_pages}; raise kv_memory or lower max_tokens"
+            )
+
+    def _text(self, sequence: Sequence) -> str:
+        ids = sequence.token_ids
+        return self._prompt.decode(ids[:-1] if sequence.finish_reason == "eos" else ids)
+
+    def _meta_score(self, sequence: Sequence) -> float | None:
+        if not self.has_meta_head or not sequence.meta_logits:
+            return None
+        if self._model.decoder.head.pooling == "mean":
+            return _mean(sequence.meta_logits)
+        return sequence.meta_logits[-1]
+
+
+def _raise_if_failed(group: Group) -> None:
+    if group.error is not None:
+        raise group.error
+    if all(s.finish_reason == "cancelled" for s in group.sequences):
+        raise BackendError("the request was cancelled: the engine was closed while it ran")
+
+
+def _mean(values: SequenceOf[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _past_context(prompt_len: int, max_context: int) -> str:
+    return f"the prompt has {prompt_len} tokens and the context ends at {max_context}; shorten the request or raise max_context"
+
+
+def _usage(group: Group) -> Usage:
+    return Usage(
+        prompt_tokens=max(len(s.prompt) for s in group.sequences),
+        prefilled_tokens=group.prefilled_tokens,
+        generated_tokens=sum(len(s.token_ids) for s in group.sequences),
+    )
+
+
+def _timings(group: Group) -> Timings:
+    def since(moment: float | None) -> float:
+        return 0.0 if moment is None else round(1000 * (moment - group.submitted_s), 3)
+
+    return Timings(since(group.first_step_s), since(group.first_token_s), since(group.finished_s))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "source"

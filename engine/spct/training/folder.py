@@ -1,0 +1,76 @@
+"""A fresh model folder in Hugging Face layout: tokenizer, configuration, random weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from spct.training.tasks import demonstrate, draw_items
+from spct.training.vocabulary import EOS, train_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Size of a fresh Llama model: the defaults make 2.3 million parameters."""
+
+    width: int = 192
+    layers: int = 5
+    heads: int = 6
+    kv_heads: int = 3
+    mlp_width: int = 512
+    vocab_size: int = 1280
+    context: int = 4096
+
+
+def domain_texts(template: str, count: int = 8000) -> list[str]:
+    """Return texts of `count` training items, and the template, for the tokenizer to learn its words from."""
+    texts = [template] * 50
+    for item in draw_items("train", 0, count):
+        order = tuple(range(len(item.responses)))
+        texts += [item.query, *item.responses, item.reference or "", "\n".join(item.principles or ())]
+        texts.append(demonstrate(item, order, Random(0)))
+    return texts
+
+
+def write_text_side(folder: Path, template: str, vocab_size: int) -> Tokenizer:
+    """Train the tokenizer and write it with its settings and the judge template."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(domain_texts(template), vocab_size)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "clean_up_tokenization_spaces": False}
+    _write_json(folder / "tokenizer_config.json", settings)
+    end = tokenizer.token_to_id(EOS)
+    _write_json(folder / "generation_config.json", {"eos_token_id": end, "do_sample": True, "temperature": 1.0})
+    (folder / "judge_template.jinja").write_text(template, encoding="utf-8")
+    return tokenizer
+
+
+def fresh_model(size: ModelSize, vocab_size: int, end: int, seed: int) -> Any:
+    """Return a randomly initialised Llama model."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=size.width,
+        intermediate_size=size.mlp_width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        head_dim=size.width // size.heads,
+        max_position_embeddings=size.context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,25 @@
+"""Kernels of generative reward models: shared-prefix attention, fused sampling, packed linear layers and the small ops.
+
+Usable alone: nothing here imports `spct`. Every op takes `backend="auto"`, or the name of one of `dispatch.BACKENDS`.
+"""
+
+from spct_kernels.elementwise import add_rms_norm, gated_activation, rms_norm, rope_append
+from spct_kernels.errors import BackendError, InputError, KernelError
+from spct_kernels.linear import PackedLinear, linear, pack
+from spct_kernels.sample import SampleOutput, fused_sample, token_logits
+
+__all__ = [
+    "BackendError",
+    "InputError",
+    "KernelError",
+    "PackedLinear",
+    "SampleOutput",
+    "add_rms_norm",
+    "fused_sample",
+    "gated_activation",
+    "linear",
+    "pack",
+    "rms_norm",
+    "rope_append",
+    "token_logits",
+]

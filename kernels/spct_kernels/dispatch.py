@@ -1,0 +1,117 @@
+"""Which backend computes an op: "auto", "reference" (plain torch), "cpu" (csrc) or "triton".
+
+The C++ library is loaded once, on import; where it is missing or can't be loaded, "cpu" raises BackendError on use and "auto"
+computes with plain torch after one warning. `SPCT_CPU=scalar|avx2|avx512` forces a lower CPU level than the best one.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spct_kernels.errors import BackendError, InputError
+
+BACKENDS = ("auto", "reference", "cpu", "triton")
+CPU_LEVELS = ("scalar", "avx2", "avx512")
+
+_BUILD_HINT = "build it with `pip install --no-build-isolation -e .` (needs a C++20 compiler), or pass backend='reference'"
+
+
+class _Library:
+    """The loaded C++ library, or why there is none."""
+
+    def __init__(self) -> None:
+        self.error: str | None = None
+        self.warned = False
+        files = sorted(Path(__file__).parent.glob("_C*.so"))
+        if not files:
+            self.error = f"the C++ kernels (spct_kernels/_C*.so) are not built; {_BUILD_HINT}"
+            return
+        try:
+            torch.ops.load_library(str(files[0]))
+        except OSError as error:
+            self.error = f"{files[0].name} can't be loaded by torch {torch.__version__}: {error}; {_BUILD_HINT}"
+            return
+        level = os.environ.get("SPCT_CPU", "")
+        if level:
+            try:
+                set_cpu_level(level)
+            except BackendError as error:
+                self.error = f"SPCT_CPU={level}: {error}"
+
+
+def set_cpu_level(level: str) -> None:
+    """Makes the C++ kernels run at a lower CPU level than the best one, for tests and comparisons; process-wide.
+
+    Raises: BackendError if the level is unknown, or if this CPU or this build lacks it.
+    """
+    ops = torch.ops.spct
+    available = [name for index, name in enumerate(CPU_LEVELS) if ops.cpu_level_supported(index)]
+    if level not in available:
+        raise BackendError(f"CPU level: expected one of {', '.join(available)} on this machine, got {level!r}")
+    ops.set_cpu_level(CPU_LEVELS.index(level))
+
+
+def cpu_level() -> str:
+    """The CPU level that the C++ kernels run at: "scalar", "avx2" or "avx512".
+
+    Raises: BackendError if the C++ kernels are missing.
+    """
+    return CPU_LEVELS[cpu_ops().cpu_level()]
+
+
+def cpu_levels() -> tuple[str, ...]:
+    """The levels that this machine can run, the slowest first; empty without the C++ kernels."""
+    if _library.error is not None:
+        return ()
+    return tuple(name for index, name in enumerate(CPU_LEVELS) if torch.ops.spct.cpu_level_supported(index))
+
+
+def cpu_ops() -> Any:
+    """The namespace `torch.ops.spct` of the C++ kernels.
+
+    Raises: BackendError if they are missing.
+    """
+    if _library.error is not None:
+        raise BackendError(f"backend 'cpu': {_library.error}")
+    return torch.ops.spct
+
+
+def resolve(backend: str, device: torch.device) -> str:
+    """The backend that computes on `device`: "reference", "cpu" or "triton"; never "auto".
+
+    Raises: InputError for an unknown name; BackendError if the backend is missing or does not fit the device.
+    """
+    kind = device.type
+    if backend == "auto":
+        if kind != "cpu":
+            backend = "triton"
+        elif _library.error is None:
+            return "cpu"
+        else:
+            if not _library.warned:
+                _library.warned = True
+                warnings.warn(f"spct_kernels: computing with plain torch: {_library.error}", RuntimeWarning, stacklevel=3)
+            return "reference"
+    if backend == "reference":
+        return backend
+    if backend == "cpu":
+        if kind != "cpu":
+            raise BackendError(f"backend 'cpu': expected CPU tensors, got {device}; pass backend='auto' or move them with .cpu()")
+        cpu_ops()
+        return backend
+    if backend == "triton":
+        raise BackendError(f"backend 'triton' is not built yet (tensors on {device}): pass backend='reference', or use CPU tensors")
+    raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def has_cpu_kernels() -> bool:
+    """True if the C++ kernels are loaded."""
+    return _library.error is None
+
+
+_library = _Library()

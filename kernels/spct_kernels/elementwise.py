@@ -1,0 +1,150 @@
+"""The small ops of a decoder layer: normalisation, rotary positions with the append to the KV cache, gated activation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spct_kernels.checks import FLOAT_DTYPES, bind, check_dtype
+from spct_kernels.dispatch import cpu_ops, resolve
+from spct_kernels.elementwise_reference import (
+    add_rms_norm_reference,
+    gated_activation_reference,
+    rms_norm_reference,
+    rope_append_reference,
+)
+from spct_kernels.errors import InputError
+
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str = "auto") -> Tensor:
+    """Root-mean-square normalisation: x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv 1910.07467).
+
+    x        [T, E]  fp32, bf16 or fp16; arithmetic in fp32
+    weight   [E]     any of these; a family that stores weight - 1 adds the 1 on load
+    returns  [T, E]  x's dtype
+
+    Cost: x read once, the result written once. Invariant: a row's bits depend on that row alone.
+    Raises: InputError if shapes, dtypes or devices disagree; BackendError if the backend is missing.
+    """
+    bind(x=(x, "T E"), weight=(weight, "E"))
+    check_dtype("x", x, FLOAT_DTYPES)
+    if resolve(backend, x.device) == "reference":
+        return rms_norm_reference(x, weight, eps)
+    return cpu_ops().rms_norm(x.contiguous(), weight.contiguous(), eps)  # type: ignore[no-any-return] # torch.ops is untyped
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """Residual connection and the norm after it: (rms_norm(x + residual), x + residual) in one pass.
+
+    x         [T, E]  fp32, bf16 or fp16
+    residual  [T, E]  x's dtype
+    weight    [E]     any of these
+    returns   ([T, E], [T, E])  x's dtype; the norm is that of the sum as it is stored
+
+    Cost: two reads and two writes of [T, E]. Invariant: a row's bits depend on that row alone.
+    Raises: InputError if shapes, dtypes or devices disagree; BackendError if the backend is missing.
+    """
+    bind(x=(x, "T E"), residual=(residual, "T E"), weight=(weight, "E"))
+    check_dtype("x", x, FLOAT_DTYPES)
+    check_dtype("residual", residual, (x.dtype,))
+    if resolve(backend, x.device) == "reference":
+        return add_rms_norm_reference(x, residual, weight, eps)
+    return cpu_ops().add_rms_norm(x.contiguous(), residual.contiguous(), weight.contiguous(), eps)  # type: ignore[no-any-return] # torch.ops is untyped
+
+
+def gated_activation(gate_up: Tensor, kind: str, *, backend: str = "auto") -> Tensor:
+    """Gated activation of an MLP (Shazeer 2020, arXiv 2002.05202): act(gate) * up.
+
+    gate_up  [T, 2I]  fp32, bf16 or fp16: gate in the first half, up in the second; arithmetic in fp32
+    kind     "silu", "gelu_tanh" (the tanh form) or "gelu" (the exact one)
+    returns  [T, I]   gate_up's dtype
+
+    Cost: gate_up read once, the result written once. Invariant: a row's bits depend on that row alone.
+    Raises: InputError for an odd width, an unknown kind or dtype; BackendError if the backend is missing.
+    """
+    dims = bind(gate_up=(gate_up, "T width"))
+    if dims["width"] % 2:
+        raise InputError(f"gate_up: expected an even width (gate and up halves), got {dims['width']}")
+    if kind not in ACTIVATIONS:
+        raise InputError(f"kind: expected one of {', '.join(ACTIVATIONS)}, got {kind!r}")
+    check_dtype("gate_up", gate_up, FLOAT_DTYPES)
+    if resolve(backend, gate_up.device) == "reference":
+        return gated_activation_reference(gate_up, kind)
+    return cpu_ops().gated_activation(gate_up.contiguous(), ACTIVATIONS.index(kind))  # type: ignore[no-any-return] # torch.ops is untyped
+
+
+def rope_append(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    norm_eps: float = 1e-6,
+    backend: str = "auto",
+) -> Tensor:
+    """Rotary positions and the append to the KV cache, in one pass over the fused projection.
+
+    qkv      [T, (H+2K)*D]     fp32, bf16 or fp16: query heads, key heads, value heads
+    cos      [T, D_rot/2]      fp32, one row per token; D_rot <= D dimensions turn, the rest pass through
+    sin      [T, D_rot/2]      fp32
+    slots    [T]               int32, where each token's key and value go; all different
+    k_cache  [num_slots, K, D] fp32, bf16 or fp16; written at `slots`
+    v_cache  [num_slots, K, D] k_cache's dtype; written at `slots`
+    q_norm   [D] or None       per-head RMS norm of the queries before the rotation (Qwen3); with it k_norm [D]
+    returns  [T, H, D]         the turned queries, qkv's dtype
+
+    Rotation: half-split, (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the halves of the first D_rot dimensions
+    (Su et al. 2021, arXiv 2104.09864). Cost: qkv read once, the queries and T slots of both caches written once. Invariant: a
+    row's bits depend on that row alone.
+    Raises: InputError if shapes, dtypes or devices disagree; BackendError if the backend is missing.
+    """
+    kv_shape = "S K D"
+    dims = {"K": num_kv_heads, "D": head_dim, "width": (num_heads + 2 * num_kv_heads) * head_dim}
+    bind(
+        dims,
+        qkv=(qkv, "T width"),
+        cos=(cos, "T pairs"),
+        sin=(sin, "T pairs"),
+        slots=(slots, "T"),
+        k_cache=(k_cache, kv_shape),
+        v_cache=(v_cache, kv_shape),
+    )
+    if 2 * dims["pairs"] > head_dim:
+        raise InputError(f"cos: expected at most head_dim/2 = {head_dim // 2} columns, got {dims['pairs']}")
+    check_dtype("qkv", qkv, FLOAT_DTYPES)
+    check_dtype("slots", slots, (torch.int32,))
+    check_dtype("v_cache", v_cache, (k_cache.dtype,))
+    if (q_norm is None) != (k_norm is None):
+        raise InputError("q_norm, k_norm: expected both or neither, got one")
+    if q_norm is not None and k_norm is not None:
+        bind(dims, q_norm=(q_norm, "D"), k_norm=(k_norm, "D"))
+    options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    if resolve(backend, qkv.device) == "reference":
+        return rope_append_reference(
+            qkv, cos, sin, slots, k_cache, v_cache, **options, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps
+        )
+    if q_norm is not None and k_norm is not None:
+        q_norm, k_norm = q_norm.float().contiguous(), k_norm.float().contiguous()
+    return cpu_ops().rope_append(  # type: ignore[no-any-return] # torch.ops is untyped
+        qkv.contiguous(),
+        cos.float().contiguous(),
+        sin.float().contiguous(),
+        slots.contiguous(),
+        k_cache,
+        v_cache,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        q_norm,
+        k_norm,
+        norm_eps,
+    )
