@@ -1,4 +1,4 @@
-#include "sample/sample.hpp"
+#include "sample/head.hpp"
 
 #include <tuple>
 
@@ -32,35 +32,82 @@ TokenLists lists_of(const std::optional<Tensor>& offsets, const std::optional<Te
   return lists;
 }
 
-std::tuple<Tensor, Tensor> sample_logits_op(Tensor logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
-                                            const Tensor& min_p, const Tensor& seed, const Tensor& position, double softcap,
-                                            std::optional<Tensor> allowed_offsets, std::optional<Tensor> allowed_ids,
-                                            std::optional<Tensor> banned_offsets, std::optional<Tensor> banned_ids) {
-  check_dense(logits, 2, "logits");
-  float_data(logits, "logits");
-  const int64_t rows = logits.size(0), vocabulary = logits.size(1);
-  SPCT_CHECK(vocabulary > 0, "logits: expected at least one column");
+Head head_of(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head, int64_t vocabulary, double softcap) {
+  check_dense(hidden, 2, "hidden");
+  check_dense(lm_head, lm_head.dim(), "lm_head");
+  const int64_t rows = hidden.size(0), depth = hidden.size(1);
+  check_rows(norm_weight, depth, "norm_weight");
+  SPCT_CHECK(vocabulary > 0, "vocabulary: expected at least one id, got ", vocabulary);
+  const bool packed = lm_head.dim() == 3;
+  if (packed) {
+    SPCT_CHECK(lm_head.size(0) == (vocabulary + 15) / 16 && lm_head.size(1) == depth && lm_head.size(2) == 16, "lm_head: expected [",
+               (vocabulary + 15) / 16, ", ", depth, ", 16]");
+  } else {
+    SPCT_CHECK(lm_head.dim() == 2 && lm_head.size(0) == vocabulary && lm_head.size(1) == depth, "lm_head: expected [", vocabulary, ", ",
+               depth, "]");
+  }
+  Head head{};
+  head.hidden = float_data(hidden, "hidden");
+  head.norm_weight = float_data(norm_weight, "norm_weight");
+  head.weight = lm_head.const_data_ptr();
+  head.weight_dtype = float_dtype_of(lm_head, "lm_head");
+  head.packed = packed;
+  head.rows = rows;
+  head.depth = depth;
+  head.vocabulary = vocabulary;
+  head.norm_eps = static_cast<float>(norm_eps);
+  head.softcap = static_cast<float>(softcap);
+  return head;
+}
+
+SampleParams params_of(int64_t rows, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p,
+                       const Tensor& seed, const Tensor& position) {
   check_rows(temperature, rows, "temperature");
   check_rows(top_k, rows, "top_k");
   check_rows(top_p, rows, "top_p");
   check_rows(min_p, rows, "min_p");
   check_rows(seed, rows, "seed");
   check_rows(position, rows, "position");
-  Tensor token = torch::stable::new_empty(seed, {rows});
-  Tensor logprob = torch::stable::new_empty(logits, {rows});
-  SampleRows args{};
-  args.logits = static_cast<float*>(logits.mutable_data_ptr());
-  args.last = rows;
-  args.vocabulary = vocabulary;
-  args.params = {float_data(temperature, "temperature"), int32_data(top_k, "top_k"), float_data(top_p, "top_p"),
-                 float_data(min_p, "min_p"), int64_data(seed, "seed"), int64_data(position, "position")};
-  args.softcap = static_cast<float>(softcap);
+  return {float_data(temperature, "temperature"), int32_data(top_k, "top_k"), float_data(top_p, "top_p"),
+          float_data(min_p, "min_p"), int64_data(seed, "seed"), int64_data(position, "position")};
+}
+
+std::tuple<Tensor, Tensor, Tensor> fused_sample_op(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head,
+                                                   int64_t vocabulary, double softcap, const Tensor& temperature, const Tensor& top_k,
+                                                   const Tensor& top_p, const Tensor& min_p, const Tensor& seed, const Tensor& position,
+                                                   std::optional<Tensor> meta_weight, double meta_bias,
+                                                   std::optional<Tensor> allowed_offsets, std::optional<Tensor> allowed_ids,
+                                                   std::optional<Tensor> banned_offsets, std::optional<Tensor> banned_ids) {
+  HeadSampleArgs args{};
+  args.head = head_of(hidden, norm_weight, norm_eps, lm_head, vocabulary, softcap);
+  const int64_t rows = args.head.rows;
+  args.params = params_of(rows, temperature, top_k, top_p, min_p, seed, position);
   args.allowed = lists_of(allowed_offsets, allowed_ids, rows, vocabulary, "allowed");
   args.banned = lists_of(banned_offsets, banned_ids, rows, vocabulary, "banned");
+  if (meta_weight.has_value()) {
+    check_rows(*meta_weight, args.head.depth, "meta_weight");
+    args.meta_weight = float_data(*meta_weight, "meta_weight");
+    args.meta_bias = static_cast<float>(meta_bias);
+  }
+  Tensor token = torch::stable::new_empty(seed, {rows});
+  Tensor logprob = torch::stable::new_empty(hidden, {rows});
+  Tensor meta = torch::stable::new_empty(hidden, {meta_weight.has_value() ? rows : 0});
   args.token = static_cast<int64_t*>(token.mutable_data_ptr());
   args.logprob = static_cast<float*>(logprob.mutable_data_ptr());
-  sample_rows(args);
-  return {token, logprob};
+  args.meta = static_cast<float*>(meta.mutable_data_ptr());
+  head_sample(args);
+  return {token, logprob, meta};
+}
+
+Tensor token_logits_op(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head, int64_t vocabulary,
+                       double softcap, const Tensor& offsets, const Tensor& token_ids) {
+  TokenLogitsArgs args{};
+  args.head = head_of(hidden, norm_weight, norm_eps, lm_head, vocabulary, softcap);
+  args.lists = lists_of(offsets, token_ids, args.head.rows, vocabulary, "token_ids");
+  Tensor out = torch::stable::new_empty(hidden, {token_ids.numel()});
+  args.out = static_cast<float*>(out.mutable_data_ptr());
+  token_logits(args);
+  return out;
 }
 
 Tensor random_bits_op(const Tensor& seed, const Tensor& position, int64_t num_ids) {
@@ -78,13 +125,18 @@ Tensor random_bits_op(const Tensor& seed, const Tensor& position, int64_t num_id
 
 STABLE_TORCH_LIBRARY_FRAGMENT(spct, m) {
   m.def(
-      "sample_logits(Tensor(a!) logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seed, "
-      "Tensor position, float softcap, Tensor? allowed_offsets, Tensor? allowed_ids, Tensor? banned_offsets, "
-      "Tensor? banned_ids) -> (Tensor, Tensor)");
+      "fused_sample(Tensor hidden, Tensor norm_weight, float norm_eps, Tensor lm_head, int vocabulary, float softcap, "
+      "Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seed, Tensor position, Tensor? meta_weight, "
+      "float meta_bias, Tensor? allowed_offsets, Tensor? allowed_ids, Tensor? banned_offsets, Tensor? banned_ids) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "token_logits(Tensor hidden, Tensor norm_weight, float norm_eps, Tensor lm_head, int vocabulary, float softcap, "
+      "Tensor offsets, Tensor token_ids) -> Tensor");
   m.def("random_bits(Tensor seed, Tensor position, int num_ids) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(spct, CPU, m) {
-  m.impl("sample_logits", TORCH_BOX(&spct::binding::sample_logits_op));
+  m.impl("fused_sample", TORCH_BOX(&spct::binding::fused_sample_op));
+  m.impl("token_logits", TORCH_BOX(&spct::binding::token_logits_op));
   m.impl("random_bits", TORCH_BOX(&spct::binding::random_bits_op));
 }

@@ -157,6 +157,35 @@ SPCT_INLINE bool any(vi mask) {
 #endif
 }
 
+// ---- Transposition of kWidth vectors: log2(kWidth) rounds that interleave vector i with vector i + kWidth/2 ----
+
+SPCT_INLINE void interleave(vf a, vf b, vf& low, vf& high) {
+#if defined(__AVX512F__)
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i second = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  low = _mm512_permutex2var_ps(a, first, b);
+  high = _mm512_permutex2var_ps(a, second, b);
+#elif defined(__AVX2__)
+  const __m256 even = _mm256_unpacklo_ps(a, b), odd = _mm256_unpackhi_ps(a, b);
+  low = _mm256_permute2f128_ps(even, odd, 0x20);
+  high = _mm256_permute2f128_ps(even, odd, 0x31);
+#else
+  low = vf{a[0], b[0], a[1], b[1]};
+  high = vf{a[2], b[2], a[3], b[3]};
+#endif
+}
+
+SPCT_INLINE void transpose(vf (&rows)[kWidth]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < kWidth; round *= 2) {
+    vf next[kWidth];
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth / 2; ++i) interleave(rows[i], rows[i + kWidth / 2], next[2 * i], next[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) rows[i] = next[i];
+  }
+}
+
 // ---- Memory: any alignment; 16-bit and int8 elements convert to and from fp32 ----
 
 SPCT_INLINE vf half_to_float(vu16 h) {

@@ -1,9 +1,8 @@
-// A row's draw, from its logits to its token, and the rows of a batch beside each other.
+// A row's draw, from its logits to its token.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "common/parallel.hpp"
 #include "common/scratch.hpp"
 #include "sample/sample.hpp"
 
@@ -32,10 +31,10 @@ IdList list_of(const TokenLists& lists, int64_t row) {
 DrawMemory draw_memory(int64_t count) {
   const size_t padded = static_cast<size_t>((count + kPadIds - 1) / kPadIds * kPadIds);
   char* memory = scratch<char>(Scratch::kSampler,
-                               kNumBins * sizeof(Bin) + padded * (sizeof(BinToken) + sizeof(float) + sizeof(int32_t)));
+                               kMaxBins * sizeof(Bin) + padded * (sizeof(BinToken) + sizeof(float) + sizeof(int32_t)));
   DrawMemory parts{};
   parts.bins = reinterpret_cast<Bin*>(memory);
-  parts.tokens = reinterpret_cast<BinToken*>(parts.bins + kNumBins);
+  parts.tokens = reinterpret_cast<BinToken*>(parts.bins + kMaxBins);
   parts.mass = reinterpret_cast<float*>(parts.tokens + padded);
   parts.ids = reinterpret_cast<int32_t*>(parts.mass + padded);
   return parts;
@@ -114,17 +113,15 @@ RowParams params_of(const SampleParams& params, int64_t row) {
 
 }  // namespace
 
-void sample_rows(const SampleRows& args) {
-  parallel_tasks(args.last - args.first, [&](int64_t task) {
-    const int64_t i = args.first + task;
-    float* logits = args.logits + task * args.vocabulary;
-    const DrawMemory memory = draw_memory(args.vocabulary);
-    const IdList allowed = list_of(args.allowed, i);
-    const RowLogits row = allowed.count > 0 ? restrict_row(logits, allowed, memory.ids) : RowLogits{logits, nullptr, args.vocabulary};
-    const RowDraw draw = draw_row(row, memory, params_of(args.params, i), args.softcap, list_of(args.banned, i));
-    args.token[i] = draw.token;
-    args.logprob[i] = draw.logprob;
-  });
+void sample_row(const SampleRows& args, int64_t row) {
+  float* logits = args.logits + (row - args.first) * args.logits_row;
+  const DrawMemory memory = draw_memory(args.vocabulary);
+  const IdList allowed = list_of(args.allowed, row);
+  const RowLogits tokens =
+      allowed.count > 0 ? restrict_row(logits, allowed, memory.ids) : RowLogits{logits, nullptr, args.vocabulary};
+  const RowDraw draw = draw_row(tokens, memory, params_of(args.params, row), args.softcap, list_of(args.banned, row));
+  args.token[row] = draw.token;
+  args.logprob[row] = draw.logprob;
 }
 
 }  // namespace spct

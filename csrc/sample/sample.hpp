@@ -26,9 +26,12 @@ struct Bin {
   int64_t count;
 };
 
-// Bins lie over the distance below the row's largest logit, 64 to an octave from 2^-8 to 2^8, so that no temperature and no
-// outlier makes them useless; both ends are open.
-constexpr int kNumBins = 1024;
+// Bins lie over the distance below the row's largest logit, 2^bits to an octave from 2^-8 to 2^8, so that no temperature and
+// no outlier makes them useless; both ends are open. Few tokens get few bins: clearing them would cost more than the sum.
+constexpr int kMaxBinBits = 6;
+constexpr int kMaxBins = 16 << kMaxBinBits;
+constexpr int bin_bits(int64_t count) { return count < 16384 ? kMaxBinBits - 2 : kMaxBinBits; }
+constexpr int num_bins(int64_t count) { return 16 << bin_bits(count); }
 
 /// Slack of the contract (see sample_reference.py), and a margin that covers the fp32 arithmetic of a bound.
 constexpr double kTopPSlack = 4e-7;
@@ -60,7 +63,7 @@ struct HistogramArgs {
   const float* mass;
   int64_t count;
   float best, mass_floor;
-  Bin* bins;  // [kNumBins]
+  Bin* bins;  // [num_bins(count)]
 };
 
 /// The tokens of one bin, by index.
@@ -117,7 +120,7 @@ struct DrawMemory {
   float* mass;       // [count], padded to kPadIds
   int32_t* ids;      // [count]
   BinToken* tokens;  // [count]
-  Bin* bins;         // [kNumBins]
+  Bin* bins;         // [num_bins(count)]
 };
 
 /// What top-k, then top-p, then min-p leave of tokens with these logits and masses (of sum `total`).
@@ -139,18 +142,20 @@ struct SampleParams {
   const int64_t* position;
 };
 
-/// Draws a token for rows [first, last); `logits` [last - first, vocabulary] is overwritten.
+/// Rows [first, last) of a batch, with their logits, before the soft cap, in memory that the draw overwrites.
 struct SampleRows {
-  float* logits;
+  float* logits;  // [last - first, vocabulary]
+  int64_t logits_row;  // its row stride
   int64_t first, last, vocabulary;
   SampleParams params;
   float softcap;  // 0: none
   TokenLists allowed, banned;
-  int64_t* token;   // [rows]
-  float* logprob;   // [rows]
+  int64_t* token;
+  float* logprob;
 };
 
-void sample_rows(const SampleRows& args);
+/// Draws the token of batch row `row`, first <= row < last.
+void sample_row(const SampleRows& args, int64_t row);
 
 }  // namespace spct
 

@@ -5,6 +5,7 @@
 
 #include "common/math.hpp"
 #include "common/philox.hpp"
+#include "sample/soft_cap.hpp"
 
 SPCT_BEGIN_LEVEL
 namespace {
@@ -17,10 +18,10 @@ SPCT_INLINE vf load_logits(const float* from, int count) {
   return count == kWidth ? load(from) : load_first(from, count, -__builtin_inff());
 }
 
-SPCT_INLINE vi bin_of(vf logits, float best) {
-  constexpr int32_t kFirst = (127 - 8) << 6;  // 2^-8
-  const vi bin = (bits_as<vi>(best - logits) >> 17) - kFirst;
-  return bin < 0 ? splat(0) : (bin > kNumBins - 1 ? splat(kNumBins - 1) : bin);
+SPCT_INLINE vi bin_of(vf logits, float best, int bits) {
+  const vi bin = (bits_as<vi>(best - logits) >> (23 - bits)) - ((127 - 8) << bits);  // from 2^-8
+  const vi last = splat((16 << bits) - 1);
+  return bin < 0 ? splat(0) : (bin > last ? last : bin);
 }
 
 SPCT_INLINE int64_t first_index(const float* logits, int64_t count, float value) {
@@ -113,7 +114,7 @@ void scan_logits(const ScanArgs& args) {
     vf x = load_logits(args.logits + i, count);
     failed |= ~(x < __builtin_inff());  // true for NaN too
     if (args.softcap > 0.0f) {
-      x = tanh(x / args.softcap) * args.softcap;
+      x = soft_cap(x, args.softcap);
       store_some(args.logits + i, x, count);
       if (count < kWidth) x = load_logits(args.logits + i, count);
     }
@@ -148,29 +149,31 @@ void fill_mass(const MassArgs& args) {
 
 void fill_histogram(const HistogramArgs& args) {
   // Two sets of bins: equal logits would otherwise wait for each other's sum.
-  Bin odd[kNumBins];
-  for (int bin = 0; bin < kNumBins; ++bin) args.bins[bin] = odd[bin] = Bin{0.0, 0};
+  Bin odd[kMaxBins];
+  const int bits = bin_bits(args.count), bins = num_bins(args.count);
+  std::memset(odd, 0, sizeof(Bin) * static_cast<size_t>(bins));
+  std::memset(args.bins, 0, sizeof(Bin) * static_cast<size_t>(bins));
   for_vectors(args.count, [&](int64_t i, int count) {
-    const vf mass = load_some(args.mass + i, count);
-    if (!any(mass >= args.mass_floor)) return;
-    int32_t bins[kWidth];
-    store(bins, bin_of(load_logits(args.logits + i, count), args.best));
+    if (!any(load_some(args.mass + i, count) >= args.mass_floor)) return;
+    int32_t places[kWidth];
+    store(places, bin_of(load_logits(args.logits + i, count), args.best, bits));
     for (int lane = 0; lane < count; ++lane) {
-      Bin& bin = lane % 2 == 0 ? args.bins[bins[lane]] : odd[bins[lane]];
-      bin.mass += mass[lane];
+      Bin& bin = lane % 2 == 0 ? args.bins[places[lane]] : odd[places[lane]];
+      bin.mass += args.mass[i + lane];
       bin.count += 1;
     }
   });
-  for (int bin = 0; bin < kNumBins; ++bin) {
+  for (int bin = 0; bin < bins; ++bin) {
     args.bins[bin].mass += odd[bin].mass;
     args.bins[bin].count += odd[bin].count;
   }
 }
 
 void collect_bin(const BinTokensArgs& args) {
+  const int bits = bin_bits(args.count);
   int64_t found = 0;
   for_vectors(args.count, [&](int64_t i, int count) {
-    const vi match = bin_of(load_logits(args.logits + i, count), args.best) == args.bin;
+    const vi match = bin_of(load_logits(args.logits + i, count), args.best, bits) == args.bin;
     if (!any(match)) return;
     for (int lane = 0; lane < count; ++lane) {
       if (match[lane] != 0) args.tokens[found++] = BinToken{args.logits[i + lane], args.mass[i + lane], i + lane};

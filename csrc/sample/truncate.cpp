@@ -74,9 +74,10 @@ Beginning end_within(BinToken* tokens, int64_t count, Bin held, const Target& ta
 
 Beginning find_end(const RowLogits& row, const DrawMemory& memory, float best, const Target& target) {
   Bin held{0.0, 0};
+  const int bins = num_bins(row.count);
   int bin = 0;
   int last_filled = 0;
-  for (; bin < kNumBins; ++bin) {
+  for (; bin < bins; ++bin) {
     const Bin& next = memory.bins[bin];
     if (next.count == 0) continue;
     last_filled = bin;
@@ -84,7 +85,7 @@ Beginning find_end(const RowLogits& row, const DrawMemory& memory, float best, c
     if (target.reached(with)) break;
     held = with;
   }
-  if (bin == kNumBins) {  // never reached: the last tokens end it
+  if (bin == bins) {  // never reached: the last tokens end it
     bin = last_filled;
     held.mass -= memory.bins[bin].mass;
     held.count -= memory.bins[bin].count;

@@ -147,7 +147,7 @@ class Engine:
         """
         self._check_open()
         ids = self._judging.check_tokens(token_ids, reserve=0)
-        with self._loop.lock:
+        with self._loop.exclusive():
             return self._parts.runner.logits(ids)
 
     def load_weights(self, named_tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
@@ -159,7 +159,7 @@ class Engine:
 
         Raises: CheckpointError if tensors are missing, unknown, misshapen or not finite.
         """
-        with self._loop.lock:
+        with self._loop.exclusive():
             self._loop.drain()
             self._parts.scheduler.tree.clear()
             is_mapping = isinstance(named_tensors, Mapping)

@@ -3,12 +3,15 @@
 Usable alone: nothing here imports `spct`. Every op takes `backend="auto"`, or the name of one of `dispatch.BACKENDS`.
 """
 
+from spct_kernels.attention import shared_prefix_attention
 from spct_kernels.elementwise import add_rms_norm, gated_activation, rms_norm, rope_append
 from spct_kernels.errors import BackendError, InputError, KernelError
 from spct_kernels.linear import PackedLinear, linear, pack
+from spct_kernels.plan import AttentionPlan
 from spct_kernels.sample import SampleOutput, fused_sample, token_logits
 
 __all__ = [
+    "AttentionPlan",
     "BackendError",
     "InputError",
     "KernelError",
@@ -21,5 +24,6 @@ __all__ = [
     "pack",
     "rms_norm",
     "rope_append",
+    "shared_prefix_attention",
     "token_logits",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from spct_kernels.checks import FLOAT_DTYPES, bind, check_dtype
 from spct_kernels.dispatch import resolve
 from spct_kernels.errors import InputError
+from spct_kernels.linear import PackedLinear
 from spct_kernels.sample_cpu import fused_sample_cpu, token_logits_cpu
 from spct_kernels.sample_reference import Draw, TokenLists, fused_sample_reference, token_logits_reference
 
@@ -30,7 +32,7 @@ class SampleOutput(NamedTuple):
 def fused_sample(
     hidden: Tensor,
     norm_weight: Tensor,
-    lm_head: Tensor,
+    lm_head: Tensor | PackedLinear,
     *,
     temperature: Tensor,
     top_k: Tensor,
@@ -71,9 +73,7 @@ def fused_sample(
     backend is missing.
     Sources: Gumbel-max, C. Maddison, D. Tarlow, T. Minka, "A* sampling", 2014; nucleus, A. Holtzman et al., 2020.
     """
-    dims = bind(hidden=(hidden, "T E"), norm_weight=(norm_weight, "E"), lm_head=(lm_head, "V E"))
-    check_dtype("hidden", hidden, FLOAT_DTYPES)
-    _check_norm(norm_weight, norm_eps, softcap)
+    dims = _check_head(hidden, norm_weight, lm_head, norm_eps, softcap)
     if meta_weight is not None:
         bind(dims, hidden=(hidden, "T E"), meta_weight=(meta_weight, "E"))
         check_dtype("meta_weight", meta_weight, FLOAT_DTYPES)
@@ -88,7 +88,7 @@ def fused_sample(
 def token_logits(
     hidden: Tensor,
     norm_weight: Tensor,
-    lm_head: Tensor,
+    lm_head: Tensor | PackedLinear,
     offsets: Tensor,
     token_ids: Tensor,
     *,
@@ -106,9 +106,7 @@ def token_logits(
     Cost: the listed rows of the head, 2NE FLOPs. Invariant: a logit's bits depend on its row and id alone.
     Raises: InputError if shapes, dtypes, devices or token ids are wrong; BackendError if the backend is missing.
     """
-    dims = bind(hidden=(hidden, "T E"), norm_weight=(norm_weight, "E"), lm_head=(lm_head, "V E"))
-    check_dtype("hidden", hidden, FLOAT_DTYPES)
-    _check_norm(norm_weight, norm_eps, softcap)
+    dims = _check_head(hidden, norm_weight, lm_head, norm_eps, softcap)
     lists = checked_lists("token_ids", (offsets, token_ids), dims["T"], dims["V"], hidden.device)
     assert lists is not None
     run = token_logits_reference if resolve(backend, hidden.device) == "reference" else token_logits_cpu
@@ -136,17 +134,40 @@ def checked_lists(name: str, lists: TokenLists | None, num_rows: int, vocabulary
     return offsets.long().contiguous(), ids.int().contiguous()
 
 
-def _check_norm(norm_weight: Tensor, norm_eps: float, softcap: float | None) -> None:
-    """Raises InputError for what the norm and the soft cap can't mean."""
+def _check_head(
+    hidden: Tensor, norm_weight: Tensor, lm_head: Tensor | PackedLinear, norm_eps: float, softcap: float | None
+) -> dict[str, int]:
+    """Dimensions T, E and V; raises InputError for what the norm, the head and the soft cap can't mean."""
+    dims = bind(hidden=(hidden, "T E"), norm_weight=(norm_weight, "E"))
+    check_dtype("hidden", hidden, FLOAT_DTYPES)
     check_dtype("norm_weight", norm_weight, FLOAT_DTYPES)
-    if not 0.0 <= norm_eps < float("inf"):
+    if isinstance(lm_head, PackedLinear):
+        if lm_head.shape[1] != dims["E"]:
+            raise InputError(f"lm_head: expected shape (V, E={dims['E']}), got {lm_head.shape}")
+        if lm_head.device != hidden.device:
+            raise InputError(f"lm_head: expected on hidden's device {hidden.device}, got {lm_head.device}; pack it there")
+        dims["V"] = lm_head.shape[0]
+    else:
+        bind(dims, hidden=(hidden, "T E"), lm_head=(lm_head, "V E"))
+        check_dtype("lm_head", lm_head, FLOAT_DTYPES)
+    if not 0 < dims["V"] <= 2**31 - 1:
+        raise InputError(f"lm_head: expected a vocabulary from 1 to 2^31 - 1, got {dims['V']}")
+    if not 0.0 <= norm_eps < math.inf:
         raise InputError(f"norm_eps: expected a finite number >= 0, got {norm_eps!r}")
-    if softcap is not None and not 0.0 < softcap < float("inf"):
+    if softcap is not None and not 0.0 < softcap < math.inf:
         raise InputError(f"softcap: expected a finite number > 0, or None, got {softcap!r}")
+    return dims
 
 
 def _checked_draw(
-    dims: dict[str, int], hidden: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seed: Tensor, position: Tensor
+    dims: dict[str, int],
+    hidden: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    position: Tensor,
 ) -> Draw:
     """The parameters in the kernels' dtypes; their ranges are looked at on a CPU only, where that waits for nothing."""
     bind(
@@ -164,15 +185,18 @@ def _checked_draw(
     for name, tensor in (("top_k", top_k), ("seed", seed), ("position", position)):
         check_dtype(name, tensor, (torch.int32, torch.int64))
     if hidden.device.type == "cpu":
-        infinity = float("inf")
-        _check_range("temperature", temperature, (temperature >= 0) & (temperature < infinity), "a finite number >= 0")
+        _check_range("temperature", temperature, (temperature >= 0) & (temperature < math.inf), "a finite number >= 0")
         _check_range("top_k", top_k, top_k >= 0, "an integer >= 0 (0: off)")
         _check_range("top_p", top_p, (top_p >= 0) & (top_p <= 1), "a number from 0 to 1 (1: off)")
         _check_range("min_p", min_p, (min_p >= 0) & (min_p <= 1), "a number from 0 to 1 (0: off)")
-    fractions = (part.float().contiguous() for part in (temperature, top_p, min_p))
-    clamped = top_k.clamp(max=2**31 - 1).int().contiguous()
-    temperature, top_p, min_p = fractions
-    return Draw(temperature, clamped, top_p, min_p, seed.long().contiguous(), position.long().contiguous())
+    return Draw(
+        temperature.float().contiguous(),
+        top_k.clamp(max=2**31 - 1).int().contiguous(),
+        top_p.float().contiguous(),
+        min_p.float().contiguous(),
+        seed.long().contiguous(),
+        position.long().contiguous(),
+    )
 
 
 def _check_range(name: str, tensor: Tensor, valid: Tensor, expected: str) -> None:

@@ -6,37 +6,54 @@ import torch
 from torch import Tensor
 
 from spct_kernels.dispatch import cpu_ops
-from spct_kernels.sample_reference import Draw, Head, TokenLists, final_norm_reference
+from spct_kernels.linear import PackedLinear
+from spct_kernels.sample_reference import Draw, Head, TokenLists
 
 
 def fused_sample_cpu(
     head: Head, draw: Draw, meta_weight: Tensor | None, meta_bias: float, allowed: TokenLists | None, banned: TokenLists | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Tokens, log-probabilities and meta logits; see `fused_sample`."""
-    hidden, norm_weight, norm_eps, lm_head, softcap = head
-    normed = final_norm_reference(hidden.float(), norm_weight, norm_eps)
-    logits = normed @ lm_head.float().T
-    token, logprob = cpu_ops().sample_logits(
-        logits,
+    token, logprob, meta = cpu_ops().fused_sample(
+        *_head_arguments(head),
         draw.temperature,
         draw.top_k,
         draw.top_p,
         draw.min_p,
         draw.seed,
         draw.position,
-        softcap or 0.0,
+        None if meta_weight is None else _plain(meta_weight),
+        float(meta_bias),
         *(allowed or (None, None)),
         *(banned or (None, None)),
     )
-    meta = None if meta_weight is None else normed @ meta_weight.float() + meta_bias
-    return token, logprob, meta
+    return token, logprob, None if meta_weight is None else meta
 
 
 def token_logits_cpu(head: Head, lists: TokenLists) -> Tensor:
     """Logits of the listed ids; see `token_logits`."""
+    logits: Tensor = cpu_ops().token_logits(*_head_arguments(head), *lists)
+    return logits
+
+
+def random_bits_cpu(seed: Tensor, position: Tensor, num_ids: int) -> Tensor:
+    """The bits of `philox.random_bits` as the C++ sampler makes them."""
+    bits: Tensor = cpu_ops().random_bits(seed.contiguous(), position.contiguous(), num_ids)
+    return bits
+
+
+def _head_arguments(head: Head) -> tuple[Tensor, Tensor, float, Tensor, int, float]:
+    """What every C++ op takes first; activations and the norm's weight become fp32, the head's weight stays as it is stored."""
     hidden, norm_weight, norm_eps, lm_head, softcap = head
-    offsets, ids = lists
-    normed = final_norm_reference(hidden.float(), norm_weight, norm_eps)
-    rows = torch.repeat_interleave(torch.arange(hidden.shape[0]), offsets[1:] - offsets[:-1])
-    logits = (normed[rows] * lm_head[ids.long()].float()).sum(dim=1)
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+    if isinstance(lm_head, PackedLinear):
+        weight, vocabulary = lm_head.panels, lm_head.shape[0]
+    else:
+        weight, vocabulary = lm_head.detach().contiguous(), lm_head.shape[0]
+        if weight.dtype == torch.float64:
+            weight = weight.float()
+    return _plain(hidden), _plain(norm_weight), float(norm_eps), weight, vocabulary, float(softcap or 0.0)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """fp32 and contiguous, as it is where it already is both."""
+    return x.detach().float().contiguous()

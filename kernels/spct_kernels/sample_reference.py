@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spct_kernels.linear import PackedLinear
 from spct_kernels.philox import gumbel, random_bits
 
 TOP_P_SLACK = 4e-7
@@ -45,7 +46,7 @@ class Draw:
         return Draw(*(field[chosen] for field in fields))
 
 
-Head = tuple[Tensor, Tensor, float, Tensor, float | None]
+Head = tuple[Tensor, Tensor, float, Tensor | PackedLinear, float | None]
 """hidden [T, E], norm_weight [E], norm_eps, lm_head [V, E], softcap."""
 
 
@@ -68,7 +69,7 @@ def token_logits_reference(head: Head, lists: TokenLists) -> Tensor:
     offsets, ids = lists
     normed = final_norm_reference(hidden, norm_weight, norm_eps)
     owner = torch.repeat_interleave(torch.arange(normed.shape[0], device=ids.device), offsets[1:] - offsets[:-1])
-    raw = (normed.double()[owner] * lm_head[ids.long()].double()).sum(dim=1)
+    raw = (normed.double()[owner] * _head_rows(lm_head, ids)).sum(dim=1)
     return soft_cap_reference(raw.to(normed.dtype), softcap)
 
 
@@ -84,11 +85,15 @@ def final_norm_reference(hidden: Tensor, norm_weight: Tensor, norm_eps: float) -
     return (x / scale * norm_weight.double()).to(result_dtype(hidden))
 
 
-def head_logits_reference(normed: Tensor, weight: Tensor) -> Tensor:
-    """Normed [T, E] times weight [V, E], [T, V] of normed's dtype; summed in fp64 and in blocks, since a head in fp64 may not fit."""
-    chunk = max(1, _WEIGHT_CHUNK_ELEMENTS // max(1, weight.shape[1]))
+def head_logits_reference(normed: Tensor, lm_head: Tensor | PackedLinear) -> Tensor:
+    """Normed [T, E] times lm_head [V, E], [T, V] of normed's dtype; summed in fp64 and in blocks, since a head in fp64 may not fit."""
+    vocabulary, width = lm_head.shape
+    chunk = max(1, _WEIGHT_CHUNK_ELEMENTS // max(1, width))
     x = normed.double()
-    parts = [(x @ weight[i : i + chunk].double().T).to(normed.dtype) for i in range(0, weight.shape[0], chunk)]
+    parts = []
+    for first in range(0, vocabulary, chunk):
+        ids = torch.arange(first, min(first + chunk, vocabulary), device=x.device)
+        parts.append((x @ _head_rows(lm_head, ids).T).to(normed.dtype))
     return torch.cat(parts, dim=1)
 
 
@@ -138,6 +143,11 @@ def keep_mask_reference(scaled: Tensor, draw: Draw) -> Tensor:
     slack = MIN_P_SLACK * (-floor).clamp(min=1.0)
     kept = (rank < limit) & nucleus & ((ordered >= floor - torch.where(floor < 0.0, slack, 0.0)) | (draw.min_p <= 0.0)[:, None])
     return torch.zeros_like(kept).scatter_(1, order, kept)
+
+
+def _head_rows(lm_head: Tensor | PackedLinear, ids: Tensor) -> Tensor:
+    """Some rows of the head in fp64."""
+    return (lm_head.rows(ids) if isinstance(lm_head, PackedLinear) else lm_head[ids.long()]).double()
 
 
 def _draw_rows(raw: Tensor, draw: Draw, softcap: float | None, within: Tensor | None, without: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from spct import BackendError, CapacityError, ConfigError, Engine, InputError, SamplingParams, ScoreRequest, VotingParams
 
-SAMPLING = SamplingParams(samples=6, max_tokens=12, seed=3)
+SAMPLING = SamplingParams(samples=6, max_tokens=40, seed=3)
 
 
 def requests(count, seed=0, max_responses=3):

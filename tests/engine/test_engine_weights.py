@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 from tiny_model import tiny_weights, write_tiny_model
 
 from spct import BackendError, CheckpointError, Engine, SamplingParams
@@ -104,13 +105,14 @@ def test_numbers_that_are_none_are_refused_or_end_as_numeric_error(tmp_path, val
 
 
 def test_one_poisoned_token_leaves_its_neighbours_alone(tmp_path, tiny_folder):
-    weights = tiny_weights()
+    weights, token_id = tiny_weights(), sorted(pre_tokenizers.ByteLevel.alphabet()).index("#")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     clean = write_tiny_model(tmp_path / "clean", weights=weights, tied=False)
-    weights["model.embed_tokens.weight"][ord("#")] = math.nan
+    weights["model.embed_tokens.weight"][token_id] = math.nan
     poisoned = write_tiny_model(tmp_path / "poisoned", weights=weights, tied=False)
     rows = [{"query": q, "responses": ["r"]} for q in ("good one", "bad # one", "another good one")]
     with Engine.from_pretrained(clean) as engine:
+        assert engine.prompt.encode_text("#") == (token_id,)
         expected = {j.index: [s.text for s in j.samples] for j in engine.score_batch(rows, sampling=SAMPLING)}
     with Engine.from_pretrained(poisoned, check_weights=False) as engine:
         found = {j.index: j for j in engine.score_batch(rows, sampling=SAMPLING)}

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 
 import pytest
 
@@ -190,26 +189,20 @@ def test_a_line_past_the_limit_is_refused_and_skipped(monkeypatch):
 
 
 def test_input_is_read_lazily():
-    class Endless(io.RawIOBase):
+    class Endless:
         count = 0
 
-        def readable(self):
-            return True
-
-        def readinto(self, buffer):
-            data = (line() + b"\n")[: len(buffer)]
-            buffer[: len(data)] = data
+        def readline(self, limit):
             self.count += 1
-            return len(data)
+            return line() + b"\n"
 
-    raw = Endless()
-    rows = read_rows(io.BufferedReader(raw, 16))
-    for _ in range(10):
+    stream = Endless()
+    rows = read_rows(stream)
+    for expected in range(1, 11):
         assert next(rows).error is None
-    assert raw.count < 200
+        assert stream.count == expected
 
 
 def test_numbers_at_the_edge_are_kept():
     request = parse_request(line(seed=2**63 - 1, id=2**64 - 1))
     assert (request.seed, request.id) == (2**63 - 1, 2**64 - 1)
-    assert math.isfinite(request.seed)

@@ -140,7 +140,7 @@ class _Replacement:
         weights = self.decoder.weights
         if parameter.offset:
             joined += parameter.offset
-        owner = weights if parameter.layer is None else weights.layers[parameter.layer]
+        owner: object = weights if parameter.layer is None else weights.layers[parameter.layer]
         if parameter.layer is None and parameter.key != "embedding":
             owner = weights.head
         # In the memory of the old weights, so that a captured step and whoever shares the matrix see the new ones.

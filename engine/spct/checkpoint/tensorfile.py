@@ -119,9 +119,7 @@ class TensorFile:
             return
         num_rows = max(1, _CHUNK_BYTES // (row_bytes * multiple)) * multiple
         first = 0
-        for raw in self._pages(info, num_rows * row_bytes, dtype.itemsize):
-            if digest is not None:
-                digest.update(memoryview(raw.numpy()))
+        for raw in self._pages(info, num_rows * row_bytes, dtype.itemsize, digest):
             rows = raw.view(dtype).view(-1, *info.shape[1:])
             yield first, rows
             first += rows.shape[0]
@@ -157,13 +155,16 @@ class TensorFile:
         pairs = zip(self._pages(mine, _CHUNK_BYTES, 1), other._pages(theirs, _CHUNK_BYTES, 1), strict=True)
         return all(torch.equal(a, b) for a, b in pairs)
 
-    def _pages(self, info: TensorInfo, step: int, itemsize: int) -> Iterator[Tensor]:
+    def _pages(self, info: TensorInfo, step: int, itemsize: int, digest: hashlib._Hash | None = None) -> Iterator[Tensor]:
         """The stored bytes in steps, each given back to the system once the next is asked for."""
         mapped = self._map
         assert mapped is not None, "the file is closed"
         page = mmap.ALLOCATIONGRANULARITY
         for begin in range(info.begin, info.end, step):
             end = min(begin + step, info.end)
+            if digest is not None:
+                with memoryview(mapped) as view, view[begin:end] as part:
+                    digest.update(part)
             raw = torch.frombuffer(mapped, dtype=torch.uint8, count=end - begin, offset=begin)
             # Offsets within a file may be odd; wider loads want aligned memory.
             yield raw if raw.data_ptr() % itemsize == 0 else raw.clone()

@@ -9,9 +9,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
+import spct
 from spct.errors import ConfigError, InputError, SpctError
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_ERROR_ROWS, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -79,7 +79,7 @@ def _run(argv: list[str]) -> int:
     num_own = next((i for i, word in enumerate(argv) if not word.startswith("-")), len(argv))
     args = top.parse_args(argv[: num_own + 1])
     if args.version:
-        print(f"spct {metadata.version('spct')}")
+        print(f"spct {spct.__version__}")
         return EXIT_OK
     if args.command is None:
         top.print_help(sys.stderr)
@@ -87,7 +87,9 @@ def _run(argv: list[str]) -> int:
     command = COMMANDS.get(args.command)
     if command is None:
         top.error(f"unknown command {args.command!r}; expected one of {', '.join(COMMANDS)}")
-    parser = argparse.ArgumentParser(prog=f"spct {args.command}", description=command.summary[0].upper() + command.summary[1:] + ".", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=f"spct {args.command}", description=command.summary[0].upper() + command.summary[1:] + ".", allow_abbrev=False
+    )
     _load(command.arguments)(parser)
     parsed = parser.parse_args(argv[num_own + 1 :])
     return int(_load(command.run)(parsed))

@@ -14,7 +14,9 @@ _ENGINE = ("device", "dtype", "weights", "kv_memory", "template")
 
 def add_score_arguments(parser: ArgumentParser) -> None:
     """Flags of `spct score`."""
-    parser.add_argument("input", nargs="?", default="-", metavar="INPUT.jsonl", help='requests, one JSON object per line; "-": stdin (default)')
+    parser.add_argument(
+        "input", nargs="?", default="-", metavar="INPUT.jsonl", help='requests, one JSON object per line; "-": stdin (default)'
+    )
     parser.add_argument("-o", "--output", default="-", metavar="OUT.jsonl", help='judgements, one per line; "-": stdout (default)')
     add_model_arguments(parser)
     add_sampling_arguments(parser)
@@ -29,7 +31,9 @@ def add_score_arguments(parser: ArgumentParser) -> None:
 def add_judge_arguments(parser: ArgumentParser) -> None:
     """Flags of `spct judge`."""
     parser.add_argument("--query", required=True, help="what the responses answer")
-    parser.add_argument("--response", action="append", required=True, dest="responses", metavar="TEXT", help="a response to judge; repeat the flag")
+    parser.add_argument(
+        "--response", action="append", required=True, dest="responses", metavar="TEXT", help="a response to judge; repeat the flag"
+    )
     parser.add_argument("--reference", help="a known good answer, shown to the judge")
     parser.add_argument("--principles", help="criteria to judge by, instead of the judge's own")
     add_model_arguments(parser)

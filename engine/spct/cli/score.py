@@ -112,10 +112,7 @@ class _Scoring:
         seconds = time.monotonic() - start
         valid = f", {self.num_scored} of {self.num_samples} samples with scores" if self.num_samples else ""
         skipped = f", {self.num_skipped} already there" if self.num_skipped else ""
-        return (
-            f"{self.num_judged} judged{valid}{skipped}, {self.store.num_errors} error rows, "
-            f"{self.num_tokens} tokens in {seconds:.1f} s"
-        )
+        return f"{self.num_judged} judged{valid}{skipped}, {self.store.num_errors} error rows, {self.num_tokens} tokens in {seconds:.1f} s"
 
 
 @contextmanager

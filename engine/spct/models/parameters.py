@@ -51,7 +51,7 @@ def parameters(spec: ModelSpec) -> list[Parameter]:
     family = family_named(spec.family)
     e = spec.hidden_dim
     tensors = family.tensors
-    table = [(tensors["embedding"], (spec.vocab_size, e))]
+    table: list[tuple[str, tuple[int, ...]]] = [(tensors["embedding"], (spec.vocab_size, e))]
     # Tied, the packed LM head is the embedding table too.
     if spec.tied_embeddings:
         result = [_parameter(None, "lm_head", "linear", "vocabulary", table)]
@@ -59,9 +59,11 @@ def parameters(spec: ModelSpec) -> list[Parameter]:
         result = [_parameter(None, "embedding", "embedding", "vocabulary", table)]
     for i in range(spec.num_layers):
         result.extend(_layer(spec, family, i))
-    result.append(_parameter(None, "final_norm", "vector", "replicated", [(tensors["final_norm"], (e,))], spec.norm_offset))
+    norm: list[tuple[str, tuple[int, ...]]] = [(tensors["final_norm"], (e,))]
+    result.append(_parameter(None, "final_norm", "vector", "replicated", norm, spec.norm_offset))
     if not spec.tied_embeddings:
-        result.append(_parameter(None, "lm_head", "linear", "vocabulary", [(tensors["lm_head"], (spec.vocab_size, e))]))
+        table = [(tensors["lm_head"], (spec.vocab_size, e))]
+        result.append(_parameter(None, "lm_head", "linear", "vocabulary", table))
     return result
 
 

@@ -34,6 +34,7 @@ class _Layout:
     """An encoded rendering: token ids of the template's own text, and places of user text."""
 
     parts: tuple[tuple[int, ...] | UserPart, ...]
+    user_first: bool
     score_range: tuple[int, int]
     opens_think: bool
 
@@ -48,6 +49,7 @@ class JudgePrompt:
 
     eos_token_ids  ids that end a sample
     control_ids    ids that no text of a request can become
+    tokenizer      the `SafeTokenizer` below it
     digest         (hash of the tokenizer, hash of the templates)
 
     Raises: CheckpointError if the folder's files are missing or malformed; ConfigError if a template is.
@@ -61,9 +63,9 @@ class JudgePrompt:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         text_folder = read_text_folder(Path(folder))
-        self._tokenizer = SafeTokenizer(text_folder)
-        self.eos_token_ids = self._tokenizer.eos_token_ids
-        self.control_ids = self._tokenizer.control_ids
+        self.tokenizer = SafeTokenizer(text_folder)
+        self.eos_token_ids = self.tokenizer.eos_token_ids
+        self.control_ids = self.tokenizer.control_ids
         source, name = _judge_source(text_folder.path, template)
         self._judge = Template(source, f"template {name}", strict=True)
         kwargs = dict(chat_template_kwargs or {})
@@ -76,7 +78,7 @@ class JudgePrompt:
         templates = repr((source, text_folder.chat_template, sorted(kwargs.items())))
         self.digest = (text_folder.digest, hashlib.blake2b(templates.encode(), digest_size=16).hexdigest())
         self._layout = functools.lru_cache(maxsize=256)(self._make_layout)
-        self._spans = _SpanCache(self._tokenizer)
+        self._spans = _SpanCache(self.tokenizer)
 
     def encode(self, request: ScoreRequest, order: Sequence[int] | None = None) -> tuple[int, ...]:
         """Encode the prompt that shows `request.responses[order[0]]`, `request.responses[order[1]]`, … (None: as given).
@@ -85,9 +87,13 @@ class JudgePrompt:
         ConfigError if the template fails.
         """
         shape, values = shape_and_values(request, _shown(request, order))
+        layout = self._layout(shape)
         ids: list[int] = []
-        for part in self._layout(shape).parts:
-            ids.extend(self._spans.encode(part.text(values), first=not ids) if isinstance(part, UserPart) else part)
+        for place, part in enumerate(layout.parts):
+            if isinstance(part, UserPart):
+                ids.extend(self._spans.encode(part.text(values), first=layout.user_first and place == 1))
+            else:
+                ids.extend(part)
         return tuple(ids)
 
     def encode_text(self, text: str, *, user: bool = True) -> tuple[int, ...]:
@@ -98,12 +104,12 @@ class JudgePrompt:
         Raises: InputError if a character has no token.
         """
         if user:
-            return (*self._tokenizer.start_ids, *self._tokenizer.encode_user(text, first=True))
-        return self._one_bos((*self._tokenizer.start_ids, *self._tokenizer.encode_template(text, first=True)))
+            return (*self.tokenizer.start_ids, *self.tokenizer.encode_user(text, first=True))
+        return self._one_bos((*self.tokenizer.start_ids, *self.tokenizer.encode_template(text, first=True)))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode token ids; nothing is skipped, incomplete UTF-8 becomes U+FFFD."""
-        return self._tokenizer.decode(list(ids))
+        return self.tokenizer.decode(list(ids))
 
     def text(self, request: ScoreRequest, order: Sequence[int] | None = None) -> str:
         """Give the prompt as text, for a person to read.
@@ -134,19 +140,22 @@ class JudgePrompt:
         tail = ""
         for position, part in enumerate(split_parts(rendered)):
             if isinstance(part, TemplatePart):
-                parts.append(self._tokenizer.encode_template(part.text, first=position == 0))
+                parts.append(self.tokenizer.encode_template(part.text, first=position == 0))
                 tail = part.text
             else:
                 parts.append(part)
                 tail = ""
-        head: tuple[int, ...] = () if self._chat is not None else self._tokenizer.start_ids
-        if parts and not isinstance(parts[0], UserPart):
-            head = (*head, *parts.pop(0))
-        return _Layout((self._one_bos(head), *parts), score_range, tail.rfind("<think>") > tail.rfind("</think>"))
+        head = () if self._chat is not None else self.tokenizer.start_ids
+        opening = parts[0] if parts else ()
+        user_first = isinstance(opening, UserPart)
+        if not isinstance(opening, UserPart):
+            head = (*head, *opening)
+            parts = parts[1:]
+        return _Layout((self._one_bos(head), *parts), user_first, score_range, tail.rfind("<think>") > tail.rfind("</think>"))
 
     def _one_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Drop repeated BOS at the start, where the chat template and the post-processor both give one."""
-        bos = self._tokenizer.bos_token_id
+        bos = self.tokenizer.bos_token_id
         start = 0
         while bos is not None and ids[start : start + 2] == (bos, bos):
             start += 1
@@ -177,7 +186,7 @@ class _SpanCache:
     """Recently encoded texts: the orders of a request share theirs. Bounded by the length of the texts."""
 
     def __init__(self, tokenizer: SafeTokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._lock = threading.Lock()
         self._spans: OrderedDict[tuple[str, bool], tuple[int, ...]] = OrderedDict()
         self._chars = 0
@@ -188,7 +197,7 @@ class _SpanCache:
             ids = self._spans.get(key)
         if ids is not None:
             return ids
-        ids = self._tokenizer.encode_user(text, first=first)
+        ids = self.tokenizer.encode_user(text, first=first)
         with self._lock:
             if key not in self._spans:
                 self._spans[key] = ids

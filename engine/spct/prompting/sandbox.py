@@ -31,11 +31,12 @@ _REMOVED_FILTERS = (
 )  # fmt: skip
 _REMOVED_GLOBALS = ("cycler", "joiner", "lipsum")
 
-_STRING_METHODS = frozenset(
-    "capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit islower isnumeric isspace istitle "
-    "isupper join ljust lower lstrip partition removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines "
-    "startswith strip swapcase title upper zfill".split()
-)
+_STRING_METHODS = {
+    "capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isascii", "isdecimal",
+    "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix",
+    "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip",
+    "swapcase", "title", "upper", "zfill",
+}  # fmt: skip
 
 # Prompts may not depend on the day. This one is what Llama 3's templates fall back to without a clock.
 _FROZEN_DATE = {
@@ -72,8 +73,8 @@ class _Meter(jinja2.visitor.NodeTransformer):
         return _filtered(jinja2.nodes.List(node.nodes, lineno=node.lineno), "_glued")
 
 
-def _filtered(node: jinja2.nodes.Expr, name: str) -> jinja2.nodes.Filter:
-    return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+def _filtered(node: jinja2.nodes.Node, name: str) -> jinja2.nodes.Filter:
+    return jinja2.nodes.Filter(cast("jinja2.nodes.Expr", node), name, [], [], None, None, lineno=node.lineno)
 
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):

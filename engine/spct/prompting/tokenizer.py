@@ -27,6 +27,7 @@ from spct.prompting.folder import TextFolder
 
 _BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _NEVER = -1e9
+_BLANK = "\u2581"
 
 
 class SafeTokenizer:
@@ -63,6 +64,7 @@ class SafeTokenizer:
             _drop_prefix(spec)
             self._inner = _load(spec, where)
         self._user = _load(_without_control(spec, control), where)
+        self._blank_bytes = self._spelled_blank()
 
     def encode_template(self, text: str, *, first: bool) -> tuple[int, ...]:
         """Encode template text; control tokens act. `first`: it opens the prompt."""
@@ -85,7 +87,13 @@ class SafeTokenizer:
         Raises: InputError if the vocabulary has no token for some character.
         """
         tokenizer = self._user_first if first and self._user_first is not None else self._user
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if self._blank_bytes and _BLANK in text:
+            start, *rest = text.split(_BLANK)
+            ids = tokenizer.encode(start, add_special_tokens=False).ids if start else []
+            for piece in rest:
+                ids += (*self._blank_bytes, *self._user.encode(piece, add_special_tokens=False).ids)
+        else:
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
         if not self._refused_ids.isdisjoint(ids):
             raise InputError(f"text: the model's vocabulary has no token for {self._unknown(text)}; remove it or use another model")
         return tuple(ids)
@@ -122,6 +130,13 @@ class SafeTokenizer:
                 return tuple(full[:start])
         return ()
 
+    def _spelled_blank(self) -> tuple[int, ...]:
+        """Give the byte tokens of U+2581 where the vocabulary uses that character for a blank, so that a user's own one survives."""
+        ids = [self._whole.token_to_id(f"<0x{byte:02X}>") for byte in _BLANK.encode()]
+        if None in ids or self.decode(ids) != _BLANK or self.decode(self._user.encode(_BLANK, add_special_tokens=False).ids) == _BLANK:
+            return ()
+        return tuple(ids)
+
     def _unknown(self, text: str) -> str:
         for character in dict.fromkeys(text):
             if not self._refused_ids.isdisjoint(self._user.encode(character, add_special_tokens=False).ids):
@@ -132,7 +147,10 @@ class SafeTokenizer:
 def _load(spec: str | Mapping[str, Any], where: object) -> Tokenizer:
     try:
         return Tokenizer.from_str(spec if isinstance(spec, str) else json.dumps(spec))
-    except Exception as error:  # noqa: BLE001  (the library raises bare Exception for every malformed file)
+    except Exception as error:
+        # The library raises bare Exception for every malformed file, so no narrower class can be named.
+        if type(error) is not Exception:
+            raise
         raise CheckpointError(f"{where}: expected a tokenizer that the tokenizers library reads, got: {str(error)[:500]}") from None
 
 
@@ -185,7 +203,9 @@ def _without_control(spec: Mapping[str, Any], control: Mapping[int, str]) -> dic
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     if model.get("merges"):
         pairs = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-        model["merges"] = [list(pair) for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
+        # Merges may not spell a byte piece either: the text "<0x0A>" would decode to a newline.
+        unreachable = names.keys() | _BYTE_PIECES
+        model["merges"] = [list(pair) for pair in pairs if unreachable.isdisjoint((*pair, "".join(pair)))]
     return user
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from spct.errors import BackendError, SpctError
 from spct.runner.runner import ModelRunner
@@ -23,7 +24,8 @@ class StepLoop:
     def __init__(self, scheduler: Scheduler, runner: ModelRunner) -> None:
         self.scheduler = scheduler
         self.runner = runner
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
+        self._gate = threading.RLock()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._has_news = False
@@ -45,6 +47,16 @@ class StepLoop:
             return
         self._note(lambda: self._cancel(group))
 
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """No step of another thread runs inside the block.
+
+        Locks of Python are not fair: a thread that steps in a loop would take the lock again before anybody who waits for
+        it. So a waiter closes the gate that steps go through.
+        """
+        with self._gate, self._lock:
+            yield
+
     def step(self) -> bool:
         """Runs one step; False if there was nothing to do.
 
@@ -52,7 +64,9 @@ class StepLoop:
         again.
         """
         finished: list[Group] = []
-        with self.lock:
+        with self._gate:
+            pass
+        with self._lock:
             self._read_notes()
             try:
                 step = self.scheduler.schedule()
@@ -78,7 +92,7 @@ class StepLoop:
             assert stepped or group.is_finished, "a group that was never submitted can't finish"
 
     def drain(self) -> None:
-        """Steps until nothing waits or runs. The caller holds `lock`, so nothing new gets between the steps."""
+        """Steps until nothing waits or runs. Inside `exclusive`, so that nothing new gets between the steps."""
         while self.step():
             pass
 
@@ -91,7 +105,7 @@ class StepLoop:
 
     def close(self) -> None:
         """Ends every group in flight as cancelled and stops the thread."""
-        with self.lock:
+        with self.exclusive():
             self._closed = True
             self._read_notes()
             for group in self._groups():
@@ -116,11 +130,11 @@ class StepLoop:
     def _settle(self) -> None:
         # Called after a note was left and after the lock was released, so that no note is left lying: either the lock
         # is free here, or its holder comes by here when done.
-        while self._inbox and self.lock.acquire(blocking=False):
+        while self._inbox and self._lock.acquire(blocking=False):
             try:
                 self._read_notes()
             finally:
-                self.lock.release()
+                self._lock.release()
 
     def _cancel(self, group: Group) -> None:
         if not group.is_finished:

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -74,3 +75,21 @@ def fresh_model(size: ModelSize, vocab_size: int, end: int, seed: int) -> Any:
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def finish_folder(model: Any, folder: Path) -> None:
+    """Write configuration and fp32 weights of `model`, each atomically, in Hugging Face's layout."""
+    config = model.config.to_dict()
+    for key in ("_attn_implementation", "attn_implementation"):
+        config.pop(key, None)
+    _replace(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    _replace(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_bytes(content)
+    beside.replace(path)

@@ -51,7 +51,7 @@ def example_tokens(prompt: JudgePrompt, item: Item, group: int, rng: Random) -> 
     shown = tuple(order)
     end = prompt.eos_token_ids[0]
     texts = (demonstrate(item, shown, rng) for _ in range(group))
-    return prompt.encode(item.request(), shown), [(*prompt.tokenizer.encode_user(text), end) for text in texts]
+    return prompt.encode(item.request(), shown), [(*prompt.encode_text(text), end) for text in texts]
 
 
 def draw_batches(

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 EOS = "<|end|>"
+# Headings and markers of the judge template are one piece each, which halves its share of a prompt.
 # A word takes the space before it, a digit and a mark stand alone, a run of # is one piece, any other whitespace is single.
-PIECES = r" ?\p{L}+| ?\p{N}| ?#+| ?[^\s\p{L}\p{N}#]|\s"
+PIECES = r"#### [A-Za-z ]+ ####|\[The (?:Begin|End) of Response| ?\p{L}+| ?\p{N}| ?#+| ?[^\s\p{L}\p{N}#]|\s"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

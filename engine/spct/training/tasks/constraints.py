@@ -111,7 +111,7 @@ def _count(count: int, category: str) -> Aspect:
         entries = _entries(state)
         return ", ".join(f"{e} {i}" for i, e in enumerate(entries, 1)) if category != "numbers" else _numbered(entries), len(entries) == count
 
-    return Aspect("count", (f"give exactly {count} entries", f"list {count} entries"), str(count), str(count), check)
+    return Aspect("count", (f"give exactly {count} entries", f"list {count} entries"), str(count), "", check)
 
 
 def _numbered(entries: list[str]) -> str:
@@ -129,7 +129,7 @@ def _order(rising: bool) -> Aspect:
         return written, all(m == word for m in marks)
 
     asks = ("sort from small to large", "go from low to high") if rising else ("sort from large to small", "go from high to low")
-    return Aspect("order", asks, word, word, check)
+    return Aspect("order", asks, word, "", check)
 
 
 def _include(word: str) -> Aspect:
@@ -137,7 +137,7 @@ def _include(word: str) -> Aspect:
         "must include",
         (f"include {word}", f"use {word}"),
         word,
-        word,
+        "",
         lambda state: (word if word in _entries(state) else "none", word in _entries(state)),
     )
 
@@ -147,7 +147,7 @@ def _avoid(word: str) -> Aspect:
         "must avoid",
         (f"avoid {word}", f"leave out {word}"),
         f"no {word}",
-        f"no {word}",
+        "",
         lambda state: (word if word in _entries(state) else "none", word not in _entries(state)),
     )
 
@@ -157,6 +157,6 @@ def _edge(label: str, word: str, index: int) -> Aspect:
         label,
         (f"{label} with {word}", f"{label} the list with {word}"),
         word,
-        word,
+        "",
         lambda state: (_entries(state)[index], _entries(state)[index] == word),
     )

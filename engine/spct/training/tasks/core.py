@@ -32,7 +32,7 @@ class Aspect:
     label     the name by which a critique calls it
     asks      phrasings of the wish, in the imperative, as they stand in the query
     expected  what the critique writes down before it looks at the responses, steps of reasoning included
-    value     the right outcome alone, for items that come with a reference
+    value     the right outcome alone, for items that come with a reference; "" where none makes sense
     check     what a critique reads off a response, and whether that meets the criterion
     implied   importance when the query does not mention it; 0: then it does not count
     """
@@ -133,8 +133,8 @@ def build_item(name: str, problem: Problem, rng: Random, *, max_responses: int =
         if graded is None:
             continue
         texts, states = graded
-        referenced = not given and rng.random() < 0.15
         main = problem.aspects[0]
+        referenced = not given and rng.random() < 0.15 and bool(main.value)
         criteria = []
         for aspect in problem.aspects:
             if aspect.label not in (weights or levels):

@@ -1,0 +1,209 @@
+"""Supervised cold start: the judge learns to write demonstrations of the project's own judging tasks.
+
+Every step is a function of the seed, the step's number and the weights before it, so a run that was killed and resumed ends with
+bitwise the weights of one that was not (same machine, thread settings and versions).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from spct.errors import ConfigError
+from spct.prompting.judge import JudgePrompt
+from spct.training.checkpoints import load_state, save_atomically
+from spct.training.folder import ModelSize, finish_folder, fresh_model, write_text_side
+from spct.training.optimisers import learning_rate, make_optimisers
+from spct.training.packed_model import ATTENTION, packed_loss
+from spct.training.packing import Packed, draw_batches
+from spct.training.progress import Progress
+
+STATE_FILE = "training_state.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class SftConfig:
+    """What a supervised run does.
+
+    output        folder of the finished model; the training state and metrics.jsonl lie in it too
+    model         folder to start from; None: a fresh model of `size` and a tokenizer trained on the tasks
+    template      file of a fresh model's judge template; None: the embedded model's
+    steps         length of the run, of which `warmup` and `decay` change the learning rate
+    time_limit    seconds after which the run stops resumably; None: never
+    tokens        tokens after which the run stops likewise; None: never
+    prompts       prompts per step, `group` demonstrations under each, in `micro_batches` batches by `workers` threads
+    easy_steps    steps at the start that show two responses at most
+    prompt_weight weight of a prompt's tokens in the loss
+    bf16          matrix products in bfloat16, weights and sums in fp32
+
+    Raises: ConfigError if a value makes no sense.
+    """
+
+    output: Path
+    model: Path | None = None
+    template: Path | None = None
+    size: ModelSize = ModelSize()
+    steps: int = 6000
+    warmup: int = 100
+    decay: int = 1500
+    time_limit: float | None = None
+    tokens: int | None = None
+    seed: int = 0
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    optimizer: str = "muon"
+    prompts: int = 16
+    group: int = 4
+    micro_batches: int = 4
+    workers: int = 2
+    easy_steps: int = 300
+    prompt_weight: float = 0.1
+    bf16: bool = True
+    save_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be trained."""
+        for name in ("steps", "prompts", "group", "micro_batches", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.micro_batches > self.prompts:
+            raise ConfigError(f"micro_batches: expected at most prompts={self.prompts}, got {self.micro_batches}")
+        if not self.lr > 0:
+            raise ConfigError(f"lr: expected a positive number, got {self.lr!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class SftResult:
+    """How a run ended: steps done, whether that is all of them, and the last smoothed loss per demonstration token."""
+
+    step: int
+    finished: bool
+    loss: float
+
+
+def run(config: SftConfig) -> SftResult:
+    """Train, or go on training, and write the model folder.
+
+    Raises: ConfigError or CheckpointError if the start can't be read.
+    """
+    torch.set_num_threads(1)
+    config.output.mkdir(parents=True, exist_ok=True)
+    model, prompt = _start(config)
+    optimisers = make_optimisers(model, config.optimizer, config.lr, config.weight_decay)
+    state_path = config.output / STATE_FILE
+    step, tokens, elapsed, loss = 0, 0, 0.0, float("nan")
+    if state_path.exists():
+        state = load_state(state_path)
+        model.load_state_dict(state["model"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        step, tokens, elapsed, loss = state["step"], state["tokens"], state["seconds"], state["loss"]
+    began = saved_at = time.monotonic()
+
+    def save() -> None:
+        state = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step, "tokens": tokens}
+        save_atomically(state_path, {**state, "seconds": elapsed + time.monotonic() - began, "loss": loss})
+        finish_folder(model, config.output)
+
+    with Progress(config.steps, step, config.output / "metrics.jsonl") as progress, ThreadPoolExecutor(config.workers) as pool:
+        while step < config.steps and not _spent(config, tokens, time.monotonic() - began):
+            batches = _draw(config, prompt, step)
+            rate = learning_rate(step, steps=config.steps, warmup=config.warmup, decay=config.decay, peak=config.lr)
+            step_loss, norm = train_step(model, optimisers, batches, rate, config, pool)
+            loss = step_loss if loss != loss else 0.98 * loss + 0.02 * step_loss
+            tokens += sum(b.num_tokens for b in batches)
+            step += 1
+            progress.step(step, step_loss, loss, rate, norm, tokens, elapsed + time.monotonic() - began)
+            if time.monotonic() - saved_at > config.save_every:
+                save()
+                saved_at = time.monotonic()
+    save()
+    return SftResult(step, step >= config.steps, loss)
+
+
+def train_step(
+    model: Any,
+    optimisers: Sequence[torch.optim.Optimizer],
+    batches: Sequence[Packed],
+    rate: float,
+    config: SftConfig,
+    pool: ThreadPoolExecutor,
+) -> tuple[float, float]:
+    """Do one step; return the mean loss per demonstration token and the gradient's norm.
+
+    The batches run in parallel threads; their gradients are added in a fixed order.
+    """
+    parameters = list(model.parameters())
+
+    def gradients(batch: Packed) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
+            loss, own, count = packed_loss(model, batch, config.prompt_weight)
+        return torch.autograd.grad(loss, parameters), own, count
+
+    outcomes = list(pool.map(gradients, batches))
+    count = sum(int(c) for _, _, c in outcomes)
+    for i, parameter in enumerate(parameters):
+        total = outcomes[0][0][i]
+        for grads, _, _ in outcomes[1:]:
+            total = total + grads[i]
+        parameter.grad = total / count
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    return float(sum(float(own) for _, own, _ in outcomes)) / count, norm
+
+
+def _draw(config: SftConfig, prompt: JudgePrompt, step: int) -> list[Packed]:
+    return draw_batches(
+        prompt,
+        split="train",
+        seed=config.seed,
+        step=step,
+        num_prompts=config.prompts,
+        group=config.group,
+        micro_batches=config.micro_batches,
+        max_responses=2 if step < config.easy_steps else 4,
+    )
+
+
+def _spent(config: SftConfig, tokens: int, seconds: float) -> bool:
+    over_time = config.time_limit is not None and seconds >= config.time_limit
+    return over_time or (config.tokens is not None and tokens >= config.tokens)
+
+
+def _start(config: SftConfig) -> tuple[Any, JudgePrompt]:
+    """Load or make the model and its prompt; write the text side of the output folder where it is new."""
+    if config.model is not None:
+        from_folder = config.model
+        model = AutoModelForCausalLM.from_pretrained(from_folder, dtype=torch.float32)
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "judge_template.jinja", "chat_template.jinja"):
+            source, target = from_folder / name, config.output / name
+            if source.exists() and not target.exists():
+                target.write_bytes(source.read_bytes())
+    else:
+        template = config.template or Path(__file__).parent.parent / "embedded" / "judge_template.jinja"
+        tokenizer_file = config.output / "tokenizer.json"
+        if not tokenizer_file.exists():
+            write_text_side(config.output, template.read_text(encoding="utf-8"), config.size.vocab_size)
+        vocabulary = json.loads(tokenizer_file.read_text(encoding="utf-8"))["model"]["vocab"]
+        model = fresh_model(config.size, len(vocabulary), 0, config.seed)
+    model.set_attn_implementation(ATTENTION)
+    model.train()
+    return model, JudgePrompt(config.output)
+
+
+def describe(config: SftConfig) -> dict[str, object]:
+    """Return the settings as plain values, for the log."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
