@@ -11,7 +11,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -76,7 +75,7 @@ def check_namespaces(objects: dict[Path, str]) -> None:
         listing = subprocess.run(["nm", "-C", "--defined-only", str(target)], capture_output=True, text=True, check=True).stdout
         shared = [line for line in listing.splitlines() if line[17:19] in ("W ", "V ") and f"spct::{level}::" not in line]
         if shared:
-            raise SystemExit(f"{target}: weak symbols outside of namespace spct::{level} would be shared by all levels:\n" + "\n".join(shared))
+            raise SystemExit(f"{target}: weak symbols outside of spct::{level} would be shared by all levels:\n" + "\n".join(shared))
 
 
 class BuildKernels(build_ext):
@@ -151,7 +150,7 @@ setup(
         "spct_kernels": ["py.typed"],
     },
     include_package_data=False,
-    ext_modules=[Extension(EXTENSION, sources=[], py_limited_api=True)] if sysconfig.get_platform().startswith("linux") or os.name == "posix" else [],
+    ext_modules=[Extension(EXTENSION, sources=[], py_limited_api=True)],
     cmdclass={"build_ext": BuildKernels},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -8,7 +8,8 @@
 
 namespace spct {
 
-/// A cache [slots, K, dim] with unit stride in its last dimension, and its optional scales (strides 0 where they broadcast).
+/// A cache [slots, K, dim] with unit stride in its last dimension, and its optional scales (strides 0 where they
+/// broadcast).
 struct CacheView {
   const void* data;
   int64_t slot_stride, head_stride;
@@ -32,7 +33,7 @@ struct AttentionArgs {
   void* out;   // [T, H, Dv] of q_dtype
   float* lse;  // [T, H]
   int64_t rows, nodes, heads, kv_heads, key_dim, value_dim;
-  int64_t window;  // INT64_MAX: none
+  int64_t window;        // INT64_MAX: none
   float scale, softcap;  // softcap 0: none
   DType q_dtype, kv_dtype;
 };

@@ -66,8 +66,10 @@ void store_outputs(const AttentionArgs& args, int64_t head, int64_t first, int64
 
 /// Room for one task in the thread's scratch, outputs and sums at zero.
 RowState make_state(const AttentionArgs& args, int64_t rows) {
-  const int64_t stride = ceil_div(rows, kWidth) * kWidth + kWidth;  // never a power of two: columns would share cache sets
-  float* memory = scratch<float>(Scratch::kRowState, static_cast<size_t>(stride * (args.key_dim + 2) + rows * args.value_dim));
+  const int64_t stride =
+      ceil_div(rows, kWidth) * kWidth + kWidth;  // never a power of two: columns would share cache sets
+  float* memory =
+      scratch<float>(Scratch::kRowState, static_cast<size_t>(stride * (args.key_dim + 2) + rows * args.value_dim));
   RowState state{};
   state.q = memory;
   state.stride = stride;
@@ -89,17 +91,30 @@ void run_task(const AttentionArgs& args, int64_t head, int64_t first, int64_t la
   const RowState state = make_state(args, (last - first) * group);
   float* tiles = scratch<float>(Scratch::kKeyTile, static_cast<size_t>(tile_keys * (args.key_dim + args.value_dim)));
   const KeyTile tile{tiles, tiles + tile_keys * args.key_dim};
-  int32_t slots[kMaxTileKeys];
   SPCT_FLOAT_DTYPES(args.q_dtype, load_queries<Scalar>(args, head, first, last, state))
-  const Walk walk{args, tile_keys, first, last, slots};
-  walk.run(
-      [&](KeyRange keys) {
-        load_keys<KV>(args.k, head, args.key_dim, slots, keys, tile.k);
-        load_values<KV>(args.v, head, args.value_dim, slots, keys, tile.v);
-      },
-      [&](int64_t begin, int64_t end, KeyRange keys) {
-        attend(args, state, (begin - first) * group, (end - first) * group, tile, keys);
-      });
+  const Walk walk{args, tile_keys, first, last};
+  int64_t num_tiles = 0;
+  walk.tiles([&](const TileTask&) { ++num_tiles; });
+  TileTask* tasks = scratch<TileTask>(Scratch::kSlots, static_cast<size_t>(num_tiles));
+  num_tiles = 0;
+  walk.tiles([&](TileTask task) {
+    if (walk.visible(task)) tasks[num_tiles++] = task;
+  });
+  int32_t slots[2][kMaxTileKeys];
+  if (num_tiles > 0) walk.gather(tasks[0], slots[0]);
+  for (int64_t t = 0; t < num_tiles; ++t) {
+    load_keys<KV>(args.k, head, args.key_dim, slots[t % 2], tasks[t].keys, tile.k);
+    load_values<KV>(args.v, head, args.value_dim, slots[t % 2], tasks[t].keys, tile.v);
+    if (t + 1 < num_tiles) {
+      int32_t* next = slots[(t + 1) % 2];
+      walk.gather(tasks[t + 1], next);
+      prefetch_tile<KV>(args.k, head, args.key_dim, next, tasks[t + 1].keys);
+      prefetch_tile<KV>(args.v, head, args.value_dim, next, tasks[t + 1].keys);
+    }
+    walk.runs(tasks[t], [&](int64_t begin, int64_t end, KeyRange keys) {
+      attend(args, state, (begin - first) * group, (end - first) * group, tile, keys);
+    });
+  }
   SPCT_FLOAT_DTYPES(args.q_dtype, store_outputs<Scalar>(args, head, first, last, state))
 }
 

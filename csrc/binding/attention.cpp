@@ -19,7 +19,8 @@ void set_scale(CacheView& view, const std::optional<Tensor>& scale, const Tensor
   view.scale_slot_stride = dim == 2 ? heads : 0;
 }
 
-CacheView cache_view(const Tensor& cache, const std::optional<Tensor>& scale, const char* name, const char* scale_name) {
+CacheView cache_view(const Tensor& cache, const std::optional<Tensor>& scale, const char* name,
+                     const char* scale_name) {
   SPCT_CHECK(cache.is_cpu() && cache.dim() == 3 && cache.stride(2) == 1, name,
              ": expected a CPU tensor [num_slots, K, D] with unit stride in D");
   CacheView view{};
@@ -47,8 +48,8 @@ std::tuple<Tensor, Tensor> shared_prefix_attention(const Tensor& q, const Tensor
              "q: expected a multiple of ", args.kv_heads, " heads, got ", args.heads);
   SPCT_CHECK(k_cache.size(2) == args.key_dim && args.key_dim % 16 == 0 && args.value_dim % 16 == 0 &&
                  args.key_dim > 0 && args.value_dim > 0,
-             "head dims: expected equal key dims and multiples of 16, got ", args.key_dim, ", ", k_cache.size(2), " and ",
-             args.value_dim);
+             "head dims: expected equal key dims and multiples of 16, got ", args.key_dim, ", ", k_cache.size(2),
+             " and ", args.value_dim);
   const int32_t* node_data = int32_data(nodes, "nodes");
   SPCT_CHECK(nodes.dim() == 2 && nodes.size(0) == 5 && num_nodes >= 0 && nodes.size(1) > num_nodes,
              "nodes: expected [5, more than num_nodes=", num_nodes, "]");

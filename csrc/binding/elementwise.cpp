@@ -90,8 +90,8 @@ Tensor rope_append_op(const Tensor& qkv, const Tensor& cos, const Tensor& sin, c
   set_cache(v_cache, "v_cache", num_kv_heads, head_dim, &args.v_cache, &args.v_slot_stride, &args.v_head_stride);
   const int64_t num_slots = k_cache.size(0) < v_cache.size(0) ? k_cache.size(0) : v_cache.size(0);
   for (int64_t row = 0; row < rows; ++row) {
-    SPCT_CHECK(args.slots[row] >= 0 && args.slots[row] < num_slots, "slots[", row, "]: expected 0 <= slot < ", num_slots,
-               ", got ", args.slots[row]);
+    SPCT_CHECK(args.slots[row] >= 0 && args.slots[row] < num_slots, "slots[", row, "]: expected 0 <= slot < ",
+               num_slots, ", got ", args.slots[row]);
   }
   args.cache_dtype = float_dtype_of(k_cache, "k_cache");
   SPCT_CHECK(float_dtype_of(v_cache, "v_cache") == args.cache_dtype, "v_cache: expected the dtype of k_cache");

@@ -1,5 +1,5 @@
-// The `spct` library of torch ops: hands torch's thread pool to the kernels, and lets Python see and lower the CPU level.
-// Each family of ops adds its own fragment (linear.cpp, attention.cpp, …).
+// The `spct` library of torch ops: hands torch's thread pool to the kernels, and lets Python see and lower the CPU
+// level. Each family of ops adds its own fragment (linear.cpp, attention.cpp, …).
 #include "binding/tensor.hpp"
 #include "common/level.hpp"
 #include "common/parallel.hpp"

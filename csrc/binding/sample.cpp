@@ -12,27 +12,31 @@ const int64_t* int64_data(const Tensor& tensor, const char* name) {
 }
 
 void check_rows(const Tensor& tensor, int64_t rows, const char* name) {
-  SPCT_CHECK(tensor.dim() == 1 && tensor.size(0) == rows, name, ": expected [", rows, "], got ", tensor.numel(), " elements");
+  SPCT_CHECK(tensor.dim() == 1 && tensor.size(0) == rows, name, ": expected [", rows, "], got ", tensor.numel(),
+             " elements");
 }
 
-TokenLists lists_of(const std::optional<Tensor>& offsets, const std::optional<Tensor>& ids, int64_t rows, int64_t vocabulary,
-                    const char* name) {
+TokenLists lists_of(const std::optional<Tensor>& offsets, const std::optional<Tensor>& ids, int64_t rows,
+                    int64_t vocabulary, const char* name) {
   SPCT_CHECK(offsets.has_value() == ids.has_value(), name, ": expected offsets and ids, or neither");
   if (!offsets.has_value()) return {nullptr, nullptr};
   check_rows(*offsets, rows + 1, name);
   const TokenLists lists{int64_data(*offsets, name), int32_data(*ids, name)};
-  SPCT_CHECK(lists.offsets[0] == 0 && lists.offsets[rows] == ids->numel(), name, ": expected offsets from 0 to ", ids->numel());
+  SPCT_CHECK(lists.offsets[0] == 0 && lists.offsets[rows] == ids->numel(), name, ": expected offsets from 0 to ",
+             ids->numel());
   for (int64_t row = 0; row < rows; ++row) {
-    SPCT_CHECK(lists.offsets[row] <= lists.offsets[row + 1], name, ": expected ascending offsets, got ", lists.offsets[row], " before ",
-               lists.offsets[row + 1]);
+    SPCT_CHECK(lists.offsets[row] <= lists.offsets[row + 1], name, ": expected ascending offsets, got ",
+               lists.offsets[row], " before ", lists.offsets[row + 1]);
   }
   for (int64_t i = 0; i < ids->numel(); ++i) {
-    SPCT_CHECK(lists.ids[i] >= 0 && lists.ids[i] < vocabulary, name, ": expected ids below ", vocabulary, ", got ", lists.ids[i]);
+    SPCT_CHECK(lists.ids[i] >= 0 && lists.ids[i] < vocabulary, name, ": expected ids below ", vocabulary, ", got ",
+               lists.ids[i]);
   }
   return lists;
 }
 
-Head head_of(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head, int64_t vocabulary, double softcap) {
+Head head_of(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head,
+             int64_t vocabulary, double softcap) {
   check_dense(hidden, 2, "hidden");
   check_dense(lm_head, lm_head.dim(), "lm_head");
   const int64_t rows = hidden.size(0), depth = hidden.size(1);
@@ -40,11 +44,11 @@ Head head_of(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, c
   SPCT_CHECK(vocabulary > 0, "vocabulary: expected at least one id, got ", vocabulary);
   const bool packed = lm_head.dim() == 3;
   if (packed) {
-    SPCT_CHECK(lm_head.size(0) == (vocabulary + 15) / 16 && lm_head.size(1) == depth && lm_head.size(2) == 16, "lm_head: expected [",
-               (vocabulary + 15) / 16, ", ", depth, ", 16]");
+    SPCT_CHECK(lm_head.size(0) == (vocabulary + 15) / 16 && lm_head.size(1) == depth && lm_head.size(2) == 16,
+               "lm_head: expected [", (vocabulary + 15) / 16, ", ", depth, ", 16]");
   } else {
-    SPCT_CHECK(lm_head.dim() == 2 && lm_head.size(0) == vocabulary && lm_head.size(1) == depth, "lm_head: expected [", vocabulary, ", ",
-               depth, "]");
+    SPCT_CHECK(lm_head.dim() == 2 && lm_head.size(0) == vocabulary && lm_head.size(1) == depth, "lm_head: expected [",
+               vocabulary, ", ", depth, "]");
   }
   Head head{};
   head.hidden = float_data(hidden, "hidden");
@@ -60,24 +64,28 @@ Head head_of(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, c
   return head;
 }
 
-SampleParams params_of(int64_t rows, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p,
-                       const Tensor& seed, const Tensor& position) {
+SampleParams params_of(int64_t rows, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+                       const Tensor& min_p, const Tensor& seed, const Tensor& position) {
   check_rows(temperature, rows, "temperature");
   check_rows(top_k, rows, "top_k");
   check_rows(top_p, rows, "top_p");
   check_rows(min_p, rows, "min_p");
   check_rows(seed, rows, "seed");
   check_rows(position, rows, "position");
-  return {float_data(temperature, "temperature"), int32_data(top_k, "top_k"), float_data(top_p, "top_p"),
-          float_data(min_p, "min_p"), int64_data(seed, "seed"), int64_data(position, "position")};
+  return {float_data(temperature, "temperature"),
+          int32_data(top_k, "top_k"),
+          float_data(top_p, "top_p"),
+          float_data(min_p, "min_p"),
+          int64_data(seed, "seed"),
+          int64_data(position, "position")};
 }
 
-std::tuple<Tensor, Tensor, Tensor> fused_sample_op(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head,
-                                                   int64_t vocabulary, double softcap, const Tensor& temperature, const Tensor& top_k,
-                                                   const Tensor& top_p, const Tensor& min_p, const Tensor& seed, const Tensor& position,
-                                                   std::optional<Tensor> meta_weight, double meta_bias,
-                                                   std::optional<Tensor> allowed_offsets, std::optional<Tensor> allowed_ids,
-                                                   std::optional<Tensor> banned_offsets, std::optional<Tensor> banned_ids) {
+std::tuple<Tensor, Tensor, Tensor> fused_sample_op(
+    const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head, int64_t vocabulary,
+    double softcap, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p,
+    const Tensor& seed, const Tensor& position, std::optional<Tensor> meta_weight, double meta_bias,
+    std::optional<Tensor> allowed_offsets, std::optional<Tensor> allowed_ids, std::optional<Tensor> banned_offsets,
+    std::optional<Tensor> banned_ids) {
   HeadSampleArgs args{};
   args.head = head_of(hidden, norm_weight, norm_eps, lm_head, vocabulary, softcap);
   const int64_t rows = args.head.rows;
@@ -99,8 +107,8 @@ std::tuple<Tensor, Tensor, Tensor> fused_sample_op(const Tensor& hidden, const T
   return {token, logprob, meta};
 }
 
-Tensor token_logits_op(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head, int64_t vocabulary,
-                       double softcap, const Tensor& offsets, const Tensor& token_ids) {
+Tensor token_logits_op(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head,
+                       int64_t vocabulary, double softcap, const Tensor& offsets, const Tensor& token_ids) {
   TokenLogitsArgs args{};
   args.head = head_of(hidden, norm_weight, norm_eps, lm_head, vocabulary, softcap);
   args.lists = lists_of(offsets, token_ids, args.head.rows, vocabulary, "token_ids");
@@ -116,7 +124,8 @@ Tensor random_bits_op(const Tensor& seed, const Tensor& position, int64_t num_id
   check_rows(position, rows, "position");
   SPCT_CHECK(num_ids >= 0, "num_ids: expected a count, got ", num_ids);
   Tensor bits = torch::stable::new_empty(seed, {rows, num_ids});
-  philox_bits({int64_data(seed, "seed"), int64_data(position, "position"), rows, num_ids, static_cast<int64_t*>(bits.mutable_data_ptr())});
+  philox_bits({int64_data(seed, "seed"), int64_data(position, "position"), rows, num_ids,
+               static_cast<int64_t*>(bits.mutable_data_ptr())});
   return bits;
 }
 
@@ -126,7 +135,8 @@ Tensor random_bits_op(const Tensor& seed, const Tensor& position, int64_t num_id
 STABLE_TORCH_LIBRARY_FRAGMENT(spct, m) {
   m.def(
       "fused_sample(Tensor hidden, Tensor norm_weight, float norm_eps, Tensor lm_head, int vocabulary, float softcap, "
-      "Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seed, Tensor position, Tensor? meta_weight, "
+      "Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seed, Tensor position, Tensor? "
+      "meta_weight, "
       "float meta_bias, Tensor? allowed_offsets, Tensor? allowed_ids, Tensor? banned_offsets, Tensor? banned_ids) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(

@@ -1,5 +1,5 @@
-// Between torch's stable ABI and the kernels' plain pointers. Shapes and dtypes are checked in Python (spct_kernels.checks);
-// the checks here guard memory for callers of torch.ops.spct.
+// Between torch's stable ABI and the kernels' plain pointers. Shapes and dtypes are checked in Python
+// (spct_kernels.checks); the checks here guard memory for callers of torch.ops.spct.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -1,8 +1,8 @@
 // CPU levels. Every `*.kernel.cpp` is compiled once per level, in a namespace of that level's name
 // (-DSPCT_LEVEL=avx2 with -mavx2 -mfma -mf16c, and so on; see setup.py); the level is chosen at run time.
 //
-// Rule for kernel sources: no inline function or template of the standard library that could be emitted out of line. The
-// linker keeps one copy of such a function for all levels, perhaps the AVX-512 one. The build checks this.
+// Rule for kernel sources: no inline function or template of the standard library that could be emitted out of line.
+// The linker keeps one copy of such a function for all levels, perhaps the AVX-512 one. The build checks this.
 #pragma once
 
 #if defined(__x86_64__)
@@ -53,12 +53,12 @@ bool set_level(Level level);
   }                                                            \
   }
 #else
-#define SPCT_KERNEL(name, Args)                                                               \
-  namespace spct::scalar {                                                                    \
-  void name(const Args& args);                                                                \
-  }                                                                                           \
-  namespace spct {                                                                            \
-  [[maybe_unused]] static inline void name(const Args& args) { return scalar::name(args); }   \
+#define SPCT_KERNEL(name, Args)                                                             \
+  namespace spct::scalar {                                                                  \
+  void name(const Args& args);                                                              \
+  }                                                                                         \
+  namespace spct {                                                                          \
+  [[maybe_unused]] static inline void name(const Args& args) { return scalar::name(args); } \
   }
 #endif
 

@@ -10,7 +10,8 @@
 
 SPCT_BEGIN_LEVEL
 
-/// Ids whose bits `philox_ids` makes at a time: enough independent chains to hide the multiplier's latency at every level.
+/// Ids whose bits `philox_ids` makes at a time: enough independent chains to hide the multiplier's latency at every
+/// level.
 constexpr int kPhiloxIds = 64;
 
 struct PhiloxKey {
@@ -105,7 +106,8 @@ SPCT_INLINE uint32_t philox_id(PhiloxKey key, uint32_t id) {
   return words[id % 4];
 }
 
-/// Standard Gumbel variable of 32 uniform bits: -log(E) with E = -log(u) or -log1p(-(1 - u)), whichever does not cancel.
+/// Standard Gumbel variable of 32 uniform bits: -log(E) with E = -log(u) or -log1p(-(1 - u)), whichever does not
+/// cancel.
 SPCT_INLINE double gumbel(uint32_t bits) {
   constexpr double kScale = 0x1p-32;
   const double u = (bits + 0.5) * kScale, w = (~bits + 0.5) * kScale;

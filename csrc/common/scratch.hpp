@@ -1,4 +1,5 @@
-// Per-thread scratch memory: 64-byte aligned, grown on demand, kept for the next call (a decode step allocates nothing).
+// Per-thread scratch memory: 64-byte aligned, grown on demand, kept for the next call (a decode step allocates
+// nothing).
 #pragma once
 
 #include <cstddef>

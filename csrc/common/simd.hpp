@@ -37,9 +37,10 @@ typedef uint64_t vu64 __attribute__((vector_size(kWidth * 8)));
 typedef uint16_t vu16 __attribute__((vector_size(kWidth * 2)));
 typedef int8_t vi8 __attribute__((vector_size(kWidth)));
 
-SPCT_INLINE vf splat(float x) { return vf{} + x; }
-SPCT_INLINE vi splat(int32_t x) { return vi{} + x; }
-SPCT_INLINE vu splat(uint32_t x) { return vu{} + x; }
+// `x - 0` is x for every x, -0 included, so the compiler broadcasts; `x + 0` would make it add.
+SPCT_INLINE vf splat(float x) { return x - vf{}; }
+SPCT_INLINE vi splat(int32_t x) { return x - vi{}; }
+SPCT_INLINE vu splat(uint32_t x) { return x - vu{}; }
 
 /// 0, 1, 2, … kWidth-1
 SPCT_INLINE vi iota() {
@@ -125,24 +126,36 @@ SPCT_INLINE vu mul_high(vu a, vu b) {
 
 // ---- Reductions over lanes, in one fixed order ----
 
+typedef float vf4 __attribute__((vector_size(16)));
+#if defined(__AVX2__)
+typedef float vf8 __attribute__((vector_size(32)));
+#endif
+
+/// Folds the upper half onto the lower one until 4 lanes are left, then 2, then 1.
+template <class Combine>
+SPCT_INLINE float reduce(vf x, const Combine& combine) {
+#if defined(__AVX512F__)
+  const vf8 eight = combine(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7),
+                            __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+#elif defined(__AVX2__)
+  const vf8 eight = x;
+#endif
+#if defined(__AVX2__)
+  const vf4 four =
+      combine(__builtin_shufflevector(eight, eight, 0, 1, 2, 3), __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+#else
+  const vf4 four = x;
+#endif
+  const vf4 two = combine(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
+  return combine(two, __builtin_shufflevector(two, two, 1, 0, 1, 0))[0];
+}
+
 SPCT_INLINE float reduce_add(vf x) {
-  float lanes[kWidth];
-  std::memcpy(lanes, &x, sizeof(x));
-  for (int half = kWidth / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
+  return reduce(x, [](auto a, auto b) { return a + b; });
 }
 
 SPCT_INLINE float reduce_max(vf x) {
-  float lanes[kWidth];
-  std::memcpy(lanes, &x, sizeof(x));
-  for (int half = kWidth / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) {
-      lanes[lane] = lanes[lane] > lanes[lane + half] ? lanes[lane] : lanes[lane + half];
-    }
-  }
-  return lanes[0];
+  return reduce(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 SPCT_INLINE bool any(vi mask) {
@@ -197,7 +210,7 @@ SPCT_INLINE vf half_to_float(vu16 h) {
   const vu bits = __builtin_convertvector(h, vu);
   const vu magnitude = bits & 0x7fff, sign = (bits & 0x8000) << 16;
   const vf normal = bits_as<vf>((magnitude << 13) + (112u << 23));
-  const vf special = bits_as<vf>((magnitude << 13) + (224u << 23));       // Inf and NaN keep an all-ones exponent
+  const vf special = bits_as<vf>((magnitude << 13) + (224u << 23));          // Inf and NaN keep an all-ones exponent
   const vf subnormal = to_float(magnitude) * splat(5.9604644775390625e-8f);  // 2^-24
   const vf value = magnitude >= 0x7c00 ? special : (magnitude < 0x400 ? subnormal : normal);
   return bits_as<vf>(bits_as<vu>(value) | sign);
@@ -232,9 +245,7 @@ SPCT_INLINE vu16 float_to_bfloat(vf x) {
 SPCT_INLINE vf load(const float* from) { return load_vector<vf>(from); }
 SPCT_INLINE vf load(const BFloat16* from) { return bfloat_to_float(load_vector<vu16>(from)); }
 SPCT_INLINE vf load(const Half* from) { return half_to_float(load_vector<vu16>(from)); }
-SPCT_INLINE vf load(const int8_t* from) {
-  return to_float(__builtin_convertvector(load_vector<vi8>(from), vi));
-}
+SPCT_INLINE vf load(const int8_t* from) { return to_float(__builtin_convertvector(load_vector<vi8>(from), vi)); }
 
 SPCT_INLINE void store(float* to, vf x) { std::memcpy(to, &x, sizeof(x)); }
 SPCT_INLINE void store(int32_t* to, vi x) { std::memcpy(to, &x, sizeof(x)); }

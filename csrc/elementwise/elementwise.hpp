@@ -8,8 +8,9 @@
 
 namespace spct {
 
-/// out[t] = s / sqrt(mean(s^2) + eps) * weight, with s = x[t], or x[t] + residual[t] where `residual` is given; then s is
-/// written to `sum` too. All [rows, width], contiguous, of `dtype`; weight [width] of `weight_dtype`; fp32 arithmetic.
+/// out[t] = s / sqrt(mean(s^2) + eps) * weight, with s = x[t], or x[t] + residual[t] where `residual` is given; then s
+/// is written to `sum` too. All [rows, width], contiguous, of `dtype`; weight [width] of `weight_dtype`; fp32
+/// arithmetic.
 struct RmsNormArgs {
   const void* x;
   const void* residual;
@@ -32,8 +33,8 @@ struct GatedActivationArgs {
   DType dtype;
 };
 
-/// See `spct_kernels.rope_append`. qkv [rows, (H+2K)*D] and q [rows, H, D] of `dtype`; caches [slots, K, D] of `cache_dtype`
-/// with unit stride in their last dimension only; norms [D] or null.
+/// See `spct_kernels.rope_append`. qkv [rows, (H+2K)*D] and q [rows, H, D] of `dtype`; caches [slots, K, D] of
+/// `cache_dtype` with unit stride in their last dimension only; norms [D] or null.
 struct RopeAppendArgs {
   const void* qkv;
   const float* cos;

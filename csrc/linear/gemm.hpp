@@ -1,13 +1,14 @@
-// Matrix products whose every element is summed in one fixed order, so that a row's bits depend neither on how many rows
-// there are, nor on where it stands, nor on the threads: for out[r][o], partial sums over chunks of kChunk inputs, each one fma
-// after the other in order of the inputs, are added in order. What varies with the shape is only which elements are
-// computed side by side.
+// Matrix products whose every element is summed in one fixed order, so that a row's bits depend neither on how many
+// rows there are, nor on where it stands, nor on the threads: for out[r][o], partial sums over chunks of kChunk inputs,
+// each one fma after the other in order of the inputs, are added in order. What varies with the shape is only which
+// elements are computed side by side.
 //
-//   panel        16 outputs: W panel[depth][16], zero-padded in the last one; a packed weight is [num_panels][depth][16]
-//   packed rows  tiles of up to kMaxRows rows, each float tile[depth][rows of the tile]: the micro-kernel reads it in sequence
+//   panel        16 outputs: W panel[depth][16], zero-padded in the last one; a packed weight is
+//   [num_panels][depth][16] packed rows  tiles of up to kMaxRows rows, each float tile[depth][rows of the tile]: the
+//   micro-kernel reads it in sequence
 //
-// For the output head: pack_rows once, then multiply_panels per range of panels, from several threads. From a plain [V, E]
-// tensor, pack_panel makes one panel at a time (16 * E elements, stays in L1/L2); the bits are the same.
+// For the output head: pack_rows once, then multiply_panels per range of panels, from several threads. From a plain [V,
+// E] tensor, pack_panel makes one panel at a time (16 * E elements, stays in L1/L2); the bits are the same.
 #pragma once
 
 #include "common/simd.hpp"
@@ -18,7 +19,8 @@ constexpr int kPanel = 16;
 constexpr int kPanelVectors = kPanel / kWidth;
 constexpr int64_t kChunk = 128;
 
-// Accumulators fill the register file: 12 rows x 2 panels = 24 of 32 (AVX-512), 6 x 1 panel of two vectors = 12 of 16 (AVX2).
+// Accumulators fill the register file: 12 rows x 2 panels = 24 of 32 (AVX-512), 6 x 1 panel of two vectors = 12 of 16
+// (AVX2).
 #if defined(__AVX512F__)
 constexpr int kMaxRows = 12;
 constexpr int panels_for(int rows) { return rows <= 4 ? 4 : 2; }
@@ -31,8 +33,8 @@ constexpr int panels_for(int) { return 1; }
 #endif
 constexpr int kMaxPanels = 4;
 
-/// sums[m][v] += sum over k < depth of a[m * a_row + k * a_k] * w[...], one fma per k in order. Panel p's 16 outputs of input k
-/// stand at w + p * w_panel + k * w_k.
+/// sums[m][v] += sum over k < depth of a[m * a_row + k * a_k] * w[...], one fma per k in order. Panel p's 16 outputs of
+/// input k stand at w + p * w_panel + k * w_k.
 template <int M, int P, class W>
 SPCT_INLINE void multiply_add(vf (&sums)[M][P * kPanelVectors], const float* a, int64_t a_row, int64_t a_k, const W* w,
                               int64_t w_k, int64_t w_panel, int64_t depth) {
@@ -71,7 +73,8 @@ template <int M, int P, class W>
 }
 
 template <int M, class W>
-void multiply_row_tile(const float* rows, const W* panels, int64_t num_panels, int64_t depth, float* out, int64_t out_row) {
+void multiply_row_tile(const float* rows, const W* panels, int64_t num_panels, int64_t depth, float* out,
+                       int64_t out_row) {
   constexpr int P = panels_for(M);
   int64_t panel = 0;
   for (; panel + P <= num_panels; panel += P) {
@@ -94,7 +97,8 @@ SPCT_INLINE int64_t tile_begin(int64_t rows, int64_t tile) {
 
 /// Packs tiles [first, last) of x [rows, depth] (row stride `x_row`) into `packed` (rows * depth floats in all).
 template <class T>
-void pack_row_tiles(const T* x, int64_t x_row, int64_t rows, int64_t depth, int64_t first, int64_t last, float* packed) {
+void pack_row_tiles(const T* x, int64_t x_row, int64_t rows, int64_t depth, int64_t first, int64_t last,
+                    float* packed) {
   for (int64_t tile = first; tile < last; ++tile) {
     const int64_t begin = tile_begin(rows, tile), height = tile_begin(rows, tile + 1) - begin;
     float* to = packed + begin * depth;
@@ -117,13 +121,13 @@ void pack_rows(const T* x, int64_t x_row, int64_t rows, int64_t depth, float* pa
 
 /// Products of row tile `tile` with `num_panels` panels; out points at the tile's first row.
 template <class W>
-void multiply_tile_panels(const float* packed, int64_t rows, int64_t tile, int64_t depth, const W* panels, int64_t num_panels,
-                          float* out, int64_t out_row) {
+void multiply_tile_panels(const float* packed, int64_t rows, int64_t tile, int64_t depth, const W* panels,
+                          int64_t num_panels, float* out, int64_t out_row) {
   const int64_t begin = tile_begin(rows, tile);
   const float* from = packed + begin * depth;
   switch (tile_begin(rows, tile + 1) - begin) {
-#define SPCT_ROWS(M)                                                                             \
-  case M:                                                                                        \
+#define SPCT_ROWS(M)                                                                                  \
+  case M:                                                                                             \
     if constexpr (M <= kMaxRows) multiply_row_tile<M>(from, panels, num_panels, depth, out, out_row); \
     break;
     SPCT_ROWS(1)
@@ -142,8 +146,8 @@ void multiply_tile_panels(const float* packed, int64_t rows, int64_t tile, int64
   }
 }
 
-/// out[r * out_row + 16 p + j] = sum over k of x[r][k] * panels[p][k][j], for all packed rows and p < num_panels. `out` needs
-/// 16 * num_panels columns: those past the weight's last output get 0.
+/// out[r * out_row + 16 p + j] = sum over k of x[r][k] * panels[p][k][j], for all packed rows and p < num_panels. `out`
+/// needs 16 * num_panels columns: those past the weight's last output get 0.
 template <class W>
 void multiply_panels(const float* packed, int64_t rows, int64_t depth, const W* panels, int64_t num_panels, float* out,
                      int64_t out_row) {

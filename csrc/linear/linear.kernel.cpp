@@ -9,6 +9,8 @@ namespace {
 
 // A task is a block of rows (packed rows that stay in L2: 192 * 1,024 inputs = 768 KiB) times four panels.
 constexpr int64_t kBlockTiles = 16;
+// From this many row tiles on, 16-bit panels are converted once for all of them.
+constexpr int64_t kWideningTiles = 3;
 // Below this many multiplications, waking another thread costs more than it saves.
 constexpr int64_t kSerialProducts = 1 << 16;
 
@@ -25,6 +27,14 @@ void store_rows(const LinearArgs& args, const float* tile, int64_t begin, int64_
       store_some(out + i, y, count);
     });
   }
+}
+
+/// Panels in fp32: for the sake of several row tiles, 16-bit weights are converted once rather than by each of them.
+template <class W>
+const float* widen(const W* panels, int64_t length) {
+  float* wide = scratch<float>(Scratch::kPanel, static_cast<size_t>(length));
+  for (int64_t i = 0; i < length; i += kWidth) store(wide + i, load(panels + i));
+  return wide;
 }
 
 template <class T, class W>
@@ -44,9 +54,17 @@ void run(const LinearArgs& args) {
     const int64_t block = index / groups, panel = index % groups * kMaxPanels;
     const int64_t count = num_panels - panel < kMaxPanels ? num_panels - panel : kMaxPanels;
     const int64_t last = (block + 1) * kBlockTiles < tiles ? (block + 1) * kBlockTiles : tiles;
-    for (int64_t tile = block * kBlockTiles; tile < last; ++tile) {
-      multiply_tile_panels(packed, rows, tile, depth, weight + panel * depth * kPanel, count, products, kMaxPanels * kPanel);
-      store_rows<T>(args, products, tile_begin(rows, tile), tile_begin(rows, tile + 1), panel * kPanel);
+    const auto multiply = [&](const auto* panels) {
+      for (int64_t tile = block * kBlockTiles; tile < last; ++tile) {
+        multiply_tile_panels(packed, rows, tile, depth, panels, count, products, kMaxPanels * kPanel);
+        store_rows<T>(args, products, tile_begin(rows, tile), tile_begin(rows, tile + 1), panel * kPanel);
+      }
+    };
+    const W* panels = weight + panel * depth * kPanel;
+    if (sizeof(W) < sizeof(float) && last - block * kBlockTiles >= kWideningTiles) {
+      multiply(widen(panels, count * depth * kPanel));
+    } else {
+      multiply(panels);
     }
   };
   if (serial) {

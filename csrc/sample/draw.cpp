@@ -75,7 +75,8 @@ double tempered_mass(const RowLogits& row, const DrawMemory& memory, float best,
   return total;
 }
 
-RowDraw draw_row(const RowLogits& row, const DrawMemory& memory, const RowParams& params, float softcap, const IdList& banned) {
+RowDraw draw_row(const RowLogits& row, const DrawMemory& memory, const RowParams& params, float softcap,
+                 const IdList& banned) {
   float best = 0.0f;
   int64_t chosen = 0;
   bool failed = false;
@@ -93,10 +94,10 @@ RowDraw draw_row(const RowLogits& row, const DrawMemory& memory, const RowParams
   if (params.temperature > 0.0f && params.top_k != 1) {
     const double total = one_pass ? normaliser : tempered_mass(row, memory, best, params.temperature);
     const Cut cut = truncate(row, memory, best, total, params);
-    const float distance = (cut.logit - best) / params.temperature;
-    const float cut_mass = distance < -80.0f ? 0.0f : std::exp(distance);
-    draw_token({row.logits, memory.mass, row.ids, row.count, chosen, best, cut_mass, params.temperature, cut, params.seed,
-                params.position, &chosen});
+    const double distance = (static_cast<double>(cut.logit) - best) / params.temperature;
+    const float cut_mass = distance < -60.0 ? 0.0f : static_cast<float>(std::exp(distance));
+    draw_token({row.logits, memory.mass, row.ids, row.count, chosen, best, cut_mass, params.temperature, cut,
+                params.seed, params.position, &chosen});
   }
   const double logprob = static_cast<double>(row.logits[chosen]) - largest - std::log(normaliser);
   return {row.ids != nullptr ? row.ids[chosen] : chosen, static_cast<float>(logprob)};

@@ -1,5 +1,5 @@
-// How the head is cut. Many rows over a small vocabulary: each thread takes some rows through the whole head, with their
-// logits in its own L2. Else: the threads share the head's panels, so that it is read once, then the rows.
+// How the head is cut. Many rows over a small vocabulary: each thread takes some rows through the whole head, with
+// their logits in its own L2. Else: the threads share the head's panels, so that it is read once, then the rows.
 #include "sample/head.hpp"
 
 #include "common/parallel.hpp"
@@ -47,7 +47,8 @@ const W* panels_of(const Head& head, int64_t first, int64_t count, W* memory) {
   if (head.packed) return weight + first * head.depth * kPanel;
   for (int64_t panel = first; panel < first + count; ++panel) {
     const int64_t outputs = smaller(kPanel, head.vocabulary - panel * kPanel);
-    pack_panel(weight + panel * kPanel * head.depth, head.depth, outputs, head.depth, memory + (panel - first) * head.depth * kPanel);
+    pack_panel(weight + panel * kPanel * head.depth, head.depth, outputs, head.depth,
+               memory + (panel - first) * head.depth * kPanel);
   }
   return memory;
 }
@@ -103,8 +104,10 @@ void sample_by_panels(const HeadSampleArgs& args, int64_t step) {
     pack_rows(normed, head.depth, rows, head.depth, packed);
     parallel_tasks(groups, [&](int64_t group) {
       const int64_t panel = group * kMaxPanels, count = smaller(kMaxPanels, num_panels - panel);
-      W* memory = head.packed ? nullptr : scratch<W>(Scratch::kPanel, static_cast<size_t>(kMaxPanels * kPanel * head.depth));
-      multiply_panels(packed, rows, head.depth, panels_of(head, panel, count, memory), count, logits + panel * kPanel, width);
+      W* memory =
+          head.packed ? nullptr : scratch<W>(Scratch::kPanel, static_cast<size_t>(kMaxPanels * kPanel * head.depth));
+      multiply_panels(packed, rows, head.depth, panels_of(head, panel, count, memory), count, logits + panel * kPanel,
+                      width);
     });
     const SampleRows draws = draws_of(args, first, rows, logits);
     parallel_tasks(rows, [&](int64_t row) { sample_row(draws, first + row); });
@@ -166,8 +169,7 @@ void head_sample(const HeadSampleArgs& args) {
   SPCT_FLOAT_DTYPES(args.head.weight_dtype, return sample_head<Scalar>(args))
 }
 
-void token_logits(const TokenLogitsArgs& args) {
-  SPCT_FLOAT_DTYPES(args.head.weight_dtype, return list_rows<Scalar>(args))
-}
+void token_logits(const TokenLogitsArgs& args){
+    SPCT_FLOAT_DTYPES(args.head.weight_dtype, return list_rows<Scalar>(args))}
 
 SPCT_END_LEVEL

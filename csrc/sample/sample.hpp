@@ -7,8 +7,8 @@
 
 namespace spct {
 
-/// The last token that truncation keeps, in the order (logit down, index up). Every step of truncation leaves a beginning of
-/// that order, so this is all that has to be known.
+/// The last token that truncation keeps, in the order (logit down, index up). Every step of truncation leaves a
+/// beginning of that order, so this is all that has to be known.
 struct Cut {
   float logit;
   int64_t index;
@@ -26,8 +26,9 @@ struct Bin {
   int64_t count;
 };
 
-// Bins lie over the distance below the row's largest logit, 2^bits to an octave from 2^-8 to 2^8, so that no temperature and
-// no outlier makes them useless; both ends are open. Few tokens get few bins: clearing them would cost more than the sum.
+// Bins lie over the distance below the row's largest logit, 2^bits to an octave from 2^-8 to 2^8, so that no
+// temperature and no outlier makes them useless; both ends are open. Few tokens get few bins: clearing them would cost
+// more than the sum.
 constexpr int kMaxBinBits = 6;
 constexpr int kMaxBins = 16 << kMaxBinBits;
 constexpr int bin_bits(int64_t count) { return count < 16384 ? kMaxBinBits - 2 : kMaxBinBits; }
@@ -48,7 +49,8 @@ struct ScanArgs {
   bool* failed;
 };
 
-/// mass[i] = exp((logits[i] - best) * (scale + scale_low)), zero up to the next multiple of kPadIds, and the masses' sum.
+/// mass[i] = exp((logits[i] - best) * (scale + scale_low)), zero up to the next multiple of kPadIds, and the masses'
+/// sum.
 struct MassArgs {
   const float* logits;
   float* mass;  // null: the sum only
@@ -144,7 +146,7 @@ struct SampleParams {
 
 /// Rows [first, last) of a batch, with their logits, before the soft cap, in memory that the draw overwrites.
 struct SampleRows {
-  float* logits;  // [last - first, vocabulary]
+  float* logits;       // [last - first, vocabulary]
   int64_t logits_row;  // its row stride
   int64_t first, last, vocabulary;
   SampleParams params;

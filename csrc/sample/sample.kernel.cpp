@@ -1,6 +1,6 @@
-// The passes of a draw. The noise of a token matters only if it can still win: with E = exp(-Gumbel) >= w, where w is the
-// upper uniform of its bits, a token of mass m beats the value y only if w * exp(y) < m. So a pass makes the bits of every
-// token and compares; the logarithms, in fp64, are taken of the few tokens (about log V of them) that pass.
+// The passes of a draw. The noise of a token matters only if it can still win: with E = exp(-Gumbel) >= w, where w is
+// the upper uniform of its bits, a token of mass m beats the value y only if w * exp(y) < m. So a pass makes the bits
+// of every token and compares; the logarithms, in fp64, are taken of the few tokens (about log V of them) that pass.
 #include "sample/sample.hpp"
 
 #include "common/math.hpp"

@@ -1,5 +1,5 @@
-// Exact truncation without sorting the vocabulary: a histogram finds the bin that holds the last kept token, and only that
-// bin's tokens are looked at again, in halves of their range of logits until few are left.
+// Exact truncation without sorting the vocabulary: a histogram finds the bin that holds the last kept token, and only
+// that bin's tokens are looked at again, in halves of their range of logits until few are left.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

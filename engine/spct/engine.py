@@ -115,7 +115,7 @@ class Engine:
         request = _request(query, responses, reference, principles)
         pending = await asyncio.to_thread(self._prepare, request, sampling, voting, 0)
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
-        pending.group.on_finished = lambda: done.done() or done.set_result(None)
+        pending.group.on_finished = lambda: _resolve(done)
         self._loop.submit(pending.group)
         self._loop.start_thread()
         try:
@@ -235,6 +235,12 @@ class Engine:
     def _check_open(self) -> None:
         if self._needs_full_load:
             raise BackendError("a load of weights failed midway; call load_weights with a full set of tensors first")
+
+
+def _resolve(future: concurrent.futures.Future[None]) -> None:
+    # A cancelled waiter has cancelled the future already; setting a result then would raise.
+    if future.set_running_or_notify_cancel():
+        future.set_result(None)
 
 
 def _request(

@@ -3,6 +3,9 @@
 Usable alone: nothing here imports `spct`. Every op takes `backend="auto"`, or the name of one of `dispatch.BACKENDS`.
 """
 
+from spct_kernels import attention_cases as _attention_cases  # noqa: F401 - registers the op
+from spct_kernels import fakes as _fakes  # noqa: F401 - registers the C++ ops with torch's tracing
+from spct_kernels import sample_cases as _sample_cases  # noqa: F401 - registers the ops
 from spct_kernels.attention import shared_prefix_attention
 from spct_kernels.elementwise import add_rms_norm, gated_activation, rms_norm, rope_append
 from spct_kernels.errors import BackendError, InputError, KernelError

@@ -83,7 +83,7 @@ def shared_prefix_attention(
     dims = {"T": plan.num_rows, "H": plan.num_heads, "K": plan.num_kv_heads, "D": plan.head_dim}
     bind(dims, q=(q, "T H D"), k_cache=(k_cache, "num_slots K D"), v_cache=(v_cache, "num_slots K Dv"))
     _check(q, k_cache, v_cache, plan, dims, window, softcap, (k_scale, v_scale))
-    if resolve(backend, q.device) == "reference":
+    if resolve(backend, q.device, q.dtype) == "reference":
         out, lse = shared_prefix_attention_reference(
             q, k_cache, v_cache, plan, scale=scale, softcap=softcap, window=window, k_scale=k_scale, v_scale=v_scale
         )

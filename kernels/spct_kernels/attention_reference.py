@@ -44,10 +44,10 @@ def shared_prefix_attention_reference(
     plan: AttentionPlan,
     *,
     scale: float,
-    softcap: float | None,
-    window: int | None,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
+    softcap: float | None = None,
+    window: int | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(out [T, H, Dv] in q's dtype, lse [T, H]); see `shared_prefix_attention`."""
     num_rows, num_heads, head_dim = q.shape
@@ -72,4 +72,4 @@ def shared_prefix_attention_reference(
             visible = torch.nonzero(seen[group].any(0)).flatten()
             result = _attend(queries[rows[group]], k[visible], v[visible], seen[group][:, visible], scale, softcap)
             out[rows[group]], lse[rows[group]] = result
-    return out.reshape(num_rows, num_heads, value_dim).to(q.dtype), lse.reshape(num_rows, num_heads).to(torch.promote_types(dtype, torch.float32))
+    return out.reshape(num_rows, num_heads, value_dim).to(q.dtype), lse.reshape(num_rows, num_heads)

@@ -36,6 +36,7 @@ def bind(dims: dict[str, int] | None = None, /, **tensors: tuple[Tensor, str]) -
     different devices.
     """
     dims = {} if dims is None else dims
+    given = dict(dims)
     device: torch.device | None = None
     for name, (tensor, shape) in tensors.items():
         sizes = tensor.shape
@@ -46,9 +47,7 @@ def bind(dims: dict[str, int] | None = None, /, **tensors: tuple[Tensor, str]) -
                 if (number if number is not None else dims.setdefault(symbol, size)) != size:
                     matches = False
         if not matches:
-            bound = {symbol: value for symbol, value in dims.items() if any(symbol in text.split() for _, text in tensors.values())}
-            first = {s: v for s, v in bound.items() if not _bound_only_by(name, s, tensors)}
-            raise InputError(f"{name}: expected shape {_describe(shape, first)}, got {tuple(sizes)}")
+            raise InputError(f"{name}: expected shape {_describe(shape, _bound_before(name, given, tensors))}, got {tuple(sizes)}")
         if device is None:
             device = tensor.device
         elif tensor.device != device:
@@ -56,12 +55,15 @@ def bind(dims: dict[str, int] | None = None, /, **tensors: tuple[Tensor, str]) -
     return dims
 
 
-def _bound_only_by(name: str, symbol: str, tensors: dict[str, tuple[Tensor, str]]) -> bool:
-    """True if `name` is the first of the tensors that mentions the symbol."""
-    for other, (_, text) in tensors.items():
-        if symbol in text.split():
-            return other == name
-    return False
+def _bound_before(name: str, given: dict[str, int], tensors: dict[str, tuple[Tensor, str]]) -> dict[str, int]:
+    """The dimensions known when tensor `name` was looked at: the given ones, then those of the tensors before it."""
+    dims = dict(given)
+    for other, (tensor, shape) in tensors.items():
+        if other == name:
+            break
+        for size, (symbol, _) in zip(tensor.shape, _parse(shape), strict=True):
+            dims.setdefault(symbol, size)
+    return dims
 
 
 def check_dtype(name: str, tensor: Tensor, allowed: Iterable[torch.dtype]) -> None:

@@ -32,7 +32,7 @@ class _Library:
             self.error = f"the C++ kernels (spct_kernels/_C*.so) are not built; {_BUILD_HINT}"
             return
         try:
-            torch.ops.load_library(str(files[0]))
+            torch.ops.load_library(str(files[0]))  # type: ignore[no-untyped-call] # torch leaves it untyped
         except OSError as error:
             self.error = f"{files[0].name} can't be loaded by torch {torch.__version__}: {error}; {_BUILD_HINT}"
             return
@@ -81,15 +81,17 @@ def cpu_ops() -> Any:
     return torch.ops.spct
 
 
-def resolve(backend: str, device: torch.device) -> str:
-    """The backend that computes on `device`: "reference", "cpu" or "triton"; never "auto".
+def resolve(backend: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
+    """The backend that computes on `device`: "reference", "cpu" or "triton"; never "auto". fp64 is left to plain torch.
 
-    Raises: InputError for an unknown name; BackendError if the backend is missing or does not fit the device.
+    Raises: InputError for an unknown name; BackendError if the backend is missing or does not fit the device or dtype.
     """
     kind = device.type
     if backend == "auto":
         if kind != "cpu":
             backend = "triton"
+        elif dtype == torch.float64:
+            return "reference"
         elif _library.error is None:
             return "cpu"
         else:
@@ -103,6 +105,8 @@ def resolve(backend: str, device: torch.device) -> str:
         if kind != "cpu":
             raise BackendError(f"backend 'cpu': expected CPU tensors, got {device}; pass backend='auto' or move them with .cpu()")
         cpu_ops()
+        if dtype == torch.float64:
+            raise BackendError("backend 'cpu': expected fp32, bf16 or fp16, got float64; pass backend='reference', which takes it")
         return backend
     if backend == "triton":
         raise BackendError(f"backend 'triton' is not built yet (tensors on {device}): pass backend='reference', or use CPU tensors")

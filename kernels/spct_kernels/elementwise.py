@@ -14,6 +14,7 @@ from spct_kernels.elementwise_reference import (
     rope_append_reference,
 )
 from spct_kernels.errors import InputError
+from spct_kernels.registry import Case, Cost, Inputs, Op, register
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 
@@ -30,7 +31,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str = "auto") ->
     """
     bind(x=(x, "T E"), weight=(weight, "E"))
     check_dtype("x", x, FLOAT_DTYPES)
-    if resolve(backend, x.device) == "reference":
+    if resolve(backend, x.device, x.dtype) == "reference":
         return rms_norm_reference(x, weight, eps)
     return cpu_ops().rms_norm(x.contiguous(), weight.contiguous(), eps)  # type: ignore[no-any-return] # torch.ops is untyped
 
@@ -49,7 +50,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, bac
     bind(x=(x, "T E"), residual=(residual, "T E"), weight=(weight, "E"))
     check_dtype("x", x, FLOAT_DTYPES)
     check_dtype("residual", residual, (x.dtype,))
-    if resolve(backend, x.device) == "reference":
+    if resolve(backend, x.device, x.dtype) == "reference":
         return add_rms_norm_reference(x, residual, weight, eps)
     return cpu_ops().add_rms_norm(x.contiguous(), residual.contiguous(), weight.contiguous(), eps)  # type: ignore[no-any-return] # torch.ops is untyped
 
@@ -70,7 +71,7 @@ def gated_activation(gate_up: Tensor, kind: str, *, backend: str = "auto") -> Te
     if kind not in ACTIVATIONS:
         raise InputError(f"kind: expected one of {', '.join(ACTIVATIONS)}, got {kind!r}")
     check_dtype("gate_up", gate_up, FLOAT_DTYPES)
-    if resolve(backend, gate_up.device) == "reference":
+    if resolve(backend, gate_up.device, gate_up.dtype) == "reference":
         return gated_activation_reference(gate_up, kind)
     return cpu_ops().gated_activation(gate_up.contiguous(), ACTIVATIONS.index(kind))  # type: ignore[no-any-return] # torch.ops is untyped
 
@@ -128,10 +129,8 @@ def rope_append(
     if q_norm is not None and k_norm is not None:
         bind(dims, q_norm=(q_norm, "D"), k_norm=(k_norm, "D"))
     options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
-    if resolve(backend, qkv.device) == "reference":
-        return rope_append_reference(
-            qkv, cos, sin, slots, k_cache, v_cache, **options, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps
-        )
+    if resolve(backend, qkv.device, qkv.dtype) == "reference":
+        return rope_append_reference(qkv, cos, sin, slots, k_cache, v_cache, **options, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps)
     if q_norm is not None and k_norm is not None:
         q_norm, k_norm = q_norm.float().contiguous(), k_norm.float().contiguous()
     return cpu_ops().rope_append(  # type: ignore[no-any-return] # torch.ops is untyped
@@ -148,3 +147,103 @@ def rope_append(
         k_norm,
         norm_eps,
     )
+
+
+def _activations(rows: int, width: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Numbers as a residual stream has them: mostly around 1, some columns ten times that."""
+    x = torch.randn((rows, width), generator=generator)
+    x[:, :: max(1, width // 3)] *= 10
+    return x.to(dtype)
+
+
+def _norm_case(rows: int, width: int, residual: bool, strided: bool = False) -> Case:
+    def build(dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+        names = ("x", "residual") if residual else ("x",)
+        step = 2 if strided else 1
+        tensors = {name: _activations(rows, width * step, dtype, generator)[:, ::step] for name in names}
+        return {**tensors, "weight": torch.randn(width, generator=generator), "eps": 1e-5}
+
+    return Case(f"rows={rows} width={width}{' strided' if strided else ''}", build)
+
+
+def _gated_case(rows: int, width: int, kind: str) -> Case:
+    def build(dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+        return {"gate_up": _activations(rows, 2 * width, dtype, generator), "kind": kind}
+
+    return Case(f"rows={rows} width={width} {kind}", build)
+
+
+def _rope_case(rows: int, heads: tuple[int, int, int], pairs: int, normed: bool) -> Case:
+    num_heads, num_kv_heads, head_dim = heads
+
+    def build(dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+        angles = torch.rand((rows, pairs), generator=generator) * 100
+        cache = (rows + 3, num_kv_heads, head_dim)
+        norms = [torch.rand(head_dim, generator=generator) + 0.5 if normed else None for _ in range(2)]
+        return {
+            "qkv": torch.randn((rows, (num_heads + 2 * num_kv_heads) * head_dim), generator=generator).to(dtype),
+            "cos": angles.cos(),
+            "sin": angles.sin(),
+            "slots": torch.randperm(rows + 3, generator=generator)[:rows].int(),
+            "k_cache": torch.zeros(cache, dtype=dtype),
+            "v_cache": torch.zeros(cache, dtype=dtype),
+            "num_heads": num_heads,
+            "num_kv_heads": num_kv_heads,
+            "head_dim": head_dim,
+            "q_norm": norms[0],
+            "k_norm": norms[1],
+            "norm_eps": 1e-6,
+        }
+
+    return Case(f"rows={rows} heads={heads} pairs={pairs}{' normed' if normed else ''}", build)
+
+
+def _tensor_bytes(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+_SHAPES = ((1, 1), (1, 64), (3, 17), (33, 576), (0, 16), (257, 31))
+
+register(
+    Op(
+        "rms_norm",
+        rms_norm,
+        rms_norm_reference,
+        [*(_norm_case(*shape, residual=False) for shape in _SHAPES), _norm_case(5, 67, residual=False, strided=True)],
+        lambda inputs: Cost(2 * _tensor_bytes(inputs["x"]), 4 * inputs["x"].numel()),
+    )
+)
+register(
+    Op(
+        "add_rms_norm",
+        add_rms_norm,
+        add_rms_norm_reference,
+        [*(_norm_case(*shape, residual=True) for shape in _SHAPES), _norm_case(5, 67, residual=True, strided=True)],
+        lambda inputs: Cost(4 * _tensor_bytes(inputs["x"]), 5 * inputs["x"].numel()),
+    )
+)
+register(
+    Op(
+        "gated_activation",
+        gated_activation,
+        gated_activation_reference,
+        [_gated_case(*shape, kind) for kind in ACTIVATIONS for shape in ((1, 1), (3, 17), (33, 192), (0, 16))],
+        lambda inputs: Cost(3 * _tensor_bytes(inputs["gate_up"]) // 2, 20 * inputs["gate_up"].numel()),
+    )
+)
+register(
+    Op(
+        "rope_append",
+        rope_append,
+        rope_append_reference,
+        [
+            _rope_case(1, (1, 1, 16), 8, False),
+            _rope_case(7, (6, 2, 48), 24, False),
+            _rope_case(33, (4, 4, 32), 5, True),
+            _rope_case(0, (2, 1, 16), 8, False),
+            _rope_case(5, (9, 3, 64), 32, True),
+        ],
+        lambda inputs: Cost(2 * _tensor_bytes(inputs["qkv"]) + _tensor_bytes(inputs["cos"], inputs["sin"]), 6 * inputs["qkv"].numel()),
+        outputs=lambda inputs, result: (result, inputs["k_cache"], inputs["v_cache"]),
+    )
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,8 +35,10 @@ def gated_activation_reference(gate_up: Tensor, kind: str) -> Tensor:
     gate, up = _wide(gate_up).chunk(2, dim=-1)
     if kind == "silu":
         active = F.silu(gate)
+    elif kind == "gelu_tanh":
+        active = F.gelu(gate, approximate="tanh")
     else:
-        active = F.gelu(gate, approximate="tanh" if kind == "gelu_tanh" else "none")
+        active = 0.5 * gate * torch.special.erfc(-gate * math.sqrt(0.5))  # F.gelu's 1 + erf cancels in the lower tail
     return (active * up).to(gate_up.dtype)
 
 
@@ -62,8 +66,8 @@ def rope_append_reference(
     norm_eps: float,
 ) -> Tensor:
     """Splits, norms, rotates, writes k and v into the caches; see `rope_append`."""
-    heads = _wide(qkv).view(qkv.shape[0], -1, head_dim)
-    q, k, v = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    heads = _wide(qkv).view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim)
+    q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
     if q_norm is not None and k_norm is not None:
         q, k = _normalised(q, q_norm, norm_eps), _normalised(k, k_norm, norm_eps)
     where = slots.long()

@@ -11,6 +11,7 @@ from torch import Tensor
 from spct_kernels.checks import FLOAT_DTYPES, bind, check_dtype
 from spct_kernels.dispatch import cpu_ops, resolve
 from spct_kernels.errors import InputError
+from spct_kernels.registry import Case, Cost, Inputs, Op, register
 
 SCHEMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARD_AXES = ("column", "row", "vocabulary", "replicated")
@@ -127,8 +128,47 @@ def linear(x: Tensor, weight: PackedLinear, bias: Tensor | None = None, determin
     check_dtype("x", x, FLOAT_DTYPES)
     if weight.device != x.device:
         raise InputError(f"weight: expected on x's device {x.device}, got {weight.device}; pack it there")
-    if resolve(backend, x.device) == "reference":
+    if resolve(backend, x.device, x.dtype) == "reference":
         return linear_reference(x, weight, bias)
     if bias is not None:
         bias = bias.float().contiguous()
     return cpu_ops().linear(x.contiguous(), weight.panels, bias, outputs)  # type: ignore[no-any-return] # torch.ops is untyped
+
+
+def _case(rows: int, outputs: int, inputs: int, bias: bool, strided: bool = False) -> Case:
+    def build(dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+        scheme = next(name for name, stored in SCHEMES.items() if stored == dtype)
+        step = 2 if strided else 1
+        return {
+            "x": torch.randn((rows, inputs * step), generator=generator).to(dtype)[:, ::step],
+            "weight": pack(torch.randn((outputs, inputs), generator=generator), scheme),
+            "bias": torch.randn(outputs, generator=generator) if bias else None,
+        }
+
+    return Case(f"rows={rows} outputs={outputs} inputs={inputs}{' bias' if bias else ''}{' strided' if strided else ''}", build)
+
+
+def _cost(inputs: Inputs) -> Cost:
+    x, weight = inputs["x"], inputs["weight"]
+    outputs, depth = weight.shape
+    return Cost(weight.nbytes + (x.numel() + len(x) * outputs) * x.element_size(), 2 * len(x) * outputs * depth)
+
+
+register(
+    Op(
+        "linear",
+        linear,
+        linear_reference,
+        [
+            _case(1, 1, 1, False),
+            _case(1, 17, 67, True),
+            _case(2, 64, 129, False),
+            _case(13, 31, 128, True),
+            _case(33, 192, 512, False),
+            _case(5, 48, 300, True, strided=True),
+            _case(0, 16, 32, True),
+            _case(200, 70, 61, False),
+        ],
+        _cost,
+    )
+)

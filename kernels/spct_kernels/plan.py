@@ -122,9 +122,7 @@ class AttentionPlan:
             max_slots=limits[2],
             device=torch.device(where),
         )
-        plan.assign(
-            node_parent=node_parent, node_offset=node_offset, node_slots=node_slots, row_node=row_node, row_position=row_position
-        )
+        plan.assign(node_parent=node_parent, node_offset=node_offset, node_slots=node_slots, row_node=row_node, row_position=row_position)
         return plan
 
     @property

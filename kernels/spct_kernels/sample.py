@@ -184,23 +184,25 @@ def _checked_draw(
         check_dtype(name, tensor, FLOAT_DTYPES)
     for name, tensor in (("top_k", top_k), ("seed", seed), ("position", position)):
         check_dtype(name, tensor, (torch.int32, torch.int64))
-    if hidden.device.type == "cpu":
-        _check_range("temperature", temperature, (temperature >= 0) & (temperature < math.inf), "a finite number >= 0")
-        _check_range("top_k", top_k, top_k >= 0, "an integer >= 0 (0: off)")
-        _check_range("top_p", top_p, (top_p >= 0) & (top_p <= 1), "a number from 0 to 1 (1: off)")
-        _check_range("min_p", min_p, (min_p >= 0) & (min_p <= 1), "a number from 0 to 1 (0: off)")
-    return Draw(
-        temperature.float().contiguous(),
+    draw = Draw(
+        temperature.detach().float().contiguous(),
         top_k.clamp(max=2**31 - 1).int().contiguous(),
-        top_p.float().contiguous(),
-        min_p.float().contiguous(),
+        top_p.detach().float().contiguous(),
+        min_p.detach().float().contiguous(),
         seed.long().contiguous(),
         position.long().contiguous(),
     )
+    if hidden.device.type == "cpu":
+        _check_range("temperature", draw.temperature, torch.finfo(torch.float32).max, "a finite number >= 0")
+        _check_range("top_k", draw.top_k, 2**31 - 1, "an integer >= 0 (0: off)")
+        _check_range("top_p", draw.top_p, 1.0, "a number from 0 to 1 (1: off)")
+        _check_range("min_p", draw.min_p, 1.0, "a number from 0 to 1 (0: off)")
+    return draw
 
 
-def _check_range(name: str, tensor: Tensor, valid: Tensor, expected: str) -> None:
-    """Raises InputError that names the first row out of range."""
-    if not bool(valid.all()):
-        row = int(torch.nonzero(~valid)[0, 0])
-        raise InputError(f"{name}[{row}]: expected {expected}, got {tensor[row].item()}")
+def _check_range(name: str, tensor: Tensor, highest: float, expected: str) -> None:
+    """Raises InputError that names the first row outside of 0 … highest; numpy, since torch's reductions cost more than a small draw."""
+    values = tensor.numpy()
+    if values.size and not (values.min() >= 0 and values.max() <= highest):
+        row = int(((values >= 0) & (values <= highest)).argmin())
+        raise InputError(f"{name}[{row}]: expected {expected}, got {values[row]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spct_kernels.dispatch import cpu_ops
+from spct_kernels.dispatch import cpu_ops, has_cpu_kernels
 from spct_kernels.linear import PackedLinear
 from spct_kernels.sample_reference import Draw, Head, TokenLists
 
@@ -57,3 +57,53 @@ def _head_arguments(head: Head) -> tuple[Tensor, Tensor, float, Tensor, int, flo
 def _plain(x: Tensor) -> Tensor:
     """fp32 and contiguous, as it is where it already is both."""
     return x.detach().float().contiguous()
+
+
+def _fused_sample_fake(
+    hidden: Tensor,
+    norm_weight: Tensor,
+    norm_eps: float,
+    lm_head: Tensor,
+    vocabulary: int,
+    softcap: float,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    meta_weight: Tensor | None,
+    meta_bias: float,
+    allowed_offsets: Tensor | None,
+    allowed_ids: Tensor | None,
+    banned_offsets: Tensor | None,
+    banned_ids: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes and dtypes alone, for torch's tracing."""
+    rows = hidden.shape[0]
+    return seed.new_empty(rows), hidden.new_empty(rows), hidden.new_empty(0 if meta_weight is None else rows)
+
+
+def _token_logits_fake(
+    hidden: Tensor,
+    norm_weight: Tensor,
+    norm_eps: float,
+    lm_head: Tensor,
+    vocabulary: int,
+    softcap: float,
+    offsets: Tensor,
+    token_ids: Tensor,
+) -> Tensor:
+    """Shapes and dtypes alone, for torch's tracing."""
+    return hidden.new_empty(token_ids.shape[0])
+
+
+def _random_bits_fake(seed: Tensor, position: Tensor, num_ids: int) -> Tensor:
+    """Shapes and dtypes alone, for torch's tracing."""
+    return seed.new_empty((seed.shape[0], num_ids))
+
+
+if has_cpu_kernels():
+    torch.library.register_fake("spct::fused_sample", _fused_sample_fake)
+    torch.library.register_fake("spct::token_logits", _token_logits_fake)
+    torch.library.register_fake("spct::random_bits", _random_bits_fake)

@@ -69,7 +69,9 @@ def test_options_of_a_checkpoint_matter(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("tiny", [t for t in TINY if t.name in ("llama-llama3", "qwen2", "qwen3", "mistral-window", "gemma2")], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "tiny", [t for t in TINY if t.name in ("llama-llama3", "qwen2", "qwen3", "mistral-window", "gemma2")], ids=lambda t: t.name
+)
 def test_half_precision_is_as_close_as_transformers(tmp_path, tiny, dtype):
     """err(ours, fp32) <= 2 err(transformers in the same dtype, fp32), the truth being the stored weights widened to fp32."""
     folder = write_tiny(tmp_path, tiny, dtype)
@@ -111,13 +113,18 @@ def test_ropes_per_layer_type(tmp_path):
     """The nested spelling: each layer type has its own rope, and equals the model that has this rope everywhere."""
     sliding, full = {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}, {"rope_type": "default", "rope_theta": 90000.0}
     options = {"use_sliding_window": True, "sliding_window": 9}
-    folder = write_tiny(tmp_path, Tiny("nested", "Qwen2Config", {**options, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}))
+    folder = write_tiny(
+        tmp_path,
+        Tiny("nested", "Qwen2Config", {**options, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}),
+    )
     edit_config(folder, lambda c: c.update(rope_parameters={"sliding_attention": sliding, "full_attention": full}))
     spec = checkpoint.load(folder).spec
     assert [spec.ropes[layer.rope].theta for layer in spec.layers] == [500.0, 90000.0, 500.0, 90000.0]
     for kind, rope in (("sliding_attention", sliding), ("full_attention", full)):
+
         def uniform(config, kind=kind, rope=rope):
             config.update(layer_types=[kind] * 4, rope_parameters={kind: rope})
+
         edit_config(folder, uniform)
         nested = teacher_forced(checkpoint.load(folder), prompt())
         edit_config(folder, lambda c, rope=rope: c.update(rope_parameters=rope))

@@ -43,9 +43,15 @@ def test_remote_code_is_refused_and_never_run(folder, keys):
     (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w').write('run')\n")
     (folder / "configuration_llama.py").write_text(f"open({str(canary)!r}, 'w').write('run')\n")
     edit_config(folder, lambda c: c.update(keys))
-    opened = []
-    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" and str(folder) in str(args[0]) else None)
+    opened, watching = [], True
+
+    def watch(event, args):
+        if watching and event == "open" and str(folder) in str(args[0]):
+            opened.append(str(args[0]))
+
+    sys.addaudithook(watch)
     refused(folder, next(iter(keys)))
+    watching = False
     assert not canary.exists() and "evil" not in sys.modules
     assert opened and all(name.endswith("config.json") for name in opened)
 
@@ -69,7 +75,7 @@ VALUES = [
     ("hidden_size", 2**70),
     ("num_hidden_layers", 10**9),
     ("num_hidden_layers", 0),
-    ("num_attention_heads", 5),
+    ("num_attention_heads", "4"),
     ("num_key_value_heads", 3),
     ("num_key_value_heads", 8),
     ("head_dim", 17),
@@ -114,20 +120,7 @@ VALUES = [
 @pytest.mark.parametrize(("key", "value"), VALUES, ids=lambda v: str(v)[:60])
 def test_values_that_are_not_supported_are_refused(folder, key, value):
     edit_config(folder, lambda c: c.update({key: value}))
-    if value == 1e400:
-        refused(folder, "JSON" if key == "" else "Infinity")
-        return
-    refused(folder, "head_dim" if key == "num_attention_heads" and False else "")
-
-
-def test_the_key_is_named(folder):
-    for key, value in VALUES:
-        if value == 1e400 or key in ("num_attention_heads",):
-            continue
-        copy = shutil.copytree(folder, folder.parent / "copy")
-        edit_config(copy, lambda c, key=key, value=value: c.update({key: value}))
-        refused(copy, key)
-        shutil.rmtree(copy)
+    refused(folder, "Infinity" if value == 1e400 else key)
 
 
 WINDOWS = [
@@ -150,13 +143,25 @@ def test_contradictory_options_are_refused(tmp_path, name, keys, word):
     refused(folder, word)
 
 
-@pytest.mark.parametrize("key", sorted(set(SHAPE) & {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}))
+@pytest.mark.parametrize(
+    "key", sorted(set(SHAPE) & {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"})
+)
 def test_missing_dimensions_are_refused(folder, key):
     edit_config(folder, lambda c: c.pop(key))
     refused(folder, key, "missing")
 
 
-FILES = [b"", b"{", b"[]", b"null", b'{"a":1}garbage', b"\xff\xfe", b'{"hidden_size":48,"hidden_size":48}', b"[" * 100000, b'{"hidden_size": NaN}']
+FILES = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'{"a":1}garbage',
+    b"\xff\xfe",
+    b'{"hidden_size":48,"hidden_size":48}',
+    b"[" * 100000,
+    b'{"hidden_size": NaN}',
+]
 
 
 @pytest.mark.parametrize("raw", FILES, ids=lambda r: str(r[:24]))
@@ -188,7 +193,14 @@ def test_bad_generation_defaults_are_refused(folder, key, value):
     refused(folder, key, name="generation_config.json")
 
 
-TEMPLATES = [{"a": "b"}, 3, [{"name": "tool_use", "template": "x"}], [{"name": "default", "template": 3}], ["x"], [{"name": ["default"], "template": "x"}]]
+TEMPLATES = [
+    {"a": "b"},
+    3,
+    [{"name": "tool_use", "template": "x"}],
+    [{"name": "default", "template": 3}],
+    ["x"],
+    [{"name": ["default"], "template": "x"}],
+]
 
 
 @pytest.mark.parametrize("value", TEMPLATES, ids=str)
@@ -224,7 +236,7 @@ def test_bad_meta_heads_are_refused(folder, name):
 @pytest.mark.parametrize("model", ["no/such/folder", "nowhere", "", "a\0b", "../nowhere", "x" * 5000, "owner/na me"])
 def test_names_that_lead_nowhere(model, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises((ConfigError, CheckpointError), match="model|config.json"):
+    with pytest.raises((ConfigError, CheckpointError), match=r"model|config\.json"):
         checkpoint.load(model)
 
 
@@ -249,3 +261,40 @@ def test_a_file_is_no_model(folder):
 def test_unknown_number_formats(folder, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         checkpoint.load(folder, **options)
+
+
+FORBIDDEN_EVENTS = (
+    "exec",
+    "compile",
+    "import",
+    "pickle.",
+    "marshal.",
+    "socket.",
+    "subprocess.",
+    "os.system",
+    "os.exec",
+    "os.remove",
+    "os.rename",
+    "shutil.",
+)
+
+
+def test_loading_runs_nothing_writes_nothing_and_asks_nobody(folder):
+    """With hostile files beside it, a load opens files of the folder for reading and does nothing else that an audit hook sees."""
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cposix\nsystem\n(S'false'\ntR.")
+    (folder / "modeling_llama.py").write_text("raise SystemExit(1)\n")
+    (folder / "chat_template.jinja").write_text("{{ cycler.__init__.__globals__.os.system('false') }}")
+    checkpoint.load(folder)
+    events, watching = [], True
+
+    def watch(event, args):
+        if watching and (event.startswith(FORBIDDEN_EVENTS) or event == "open"):
+            events.append((event, *map(str, args[:3])))
+
+    sys.addaudithook(watch)
+    model = checkpoint.load(folder)
+    watching = False
+    opened = [e for e in events if e[0] == "open"]
+    assert {e for e in events if e[0] != "open"} == set()
+    assert opened and all(e[1].startswith(str(folder)) and e[2] in ("r", "rb") for e in opened), opened
+    assert "cycler" in model.chat_template, "the template is text; whoever renders it does so in a sandbox"

@@ -42,6 +42,7 @@ SHAPE = {
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+YARN_ALL = {**YARN, "beta_fast": 16.0, "beta_slow": 2.0, "mscale": 0.7, "mscale_all_dim": 1.0, "truncate": False}
 
 
 def _rope(parameters: dict[str, Any], theta: float = 10000.0) -> dict[str, Any]:
@@ -56,7 +57,7 @@ TINY = [
     Tiny("llama-llama3", "LlamaConfig", {"tie_word_embeddings": True, **_rope(LLAMA3, 500000.0)}),
     Tiny("llama-linear", "LlamaConfig", _rope({"rope_type": "linear", "factor": 2.5})),
     Tiny("llama-yarn", "LlamaConfig", _rope(YARN)),
-    Tiny("llama-yarn-all", "LlamaConfig", _rope({**YARN, "beta_fast": 16.0, "beta_slow": 2.0, "mscale": 0.7, "mscale_all_dim": 1.0, "truncate": False})),
+    Tiny("llama-yarn-all", "LlamaConfig", _rope(YARN_ALL)),
     Tiny("llama-yarn-factor", "LlamaConfig", _rope({**YARN, "attention_factor": 1.3})),
     Tiny("llama-gelu", "LlamaConfig", {"hidden_act": "gelu"}),
     Tiny("mistral-window", "MistralConfig", {"sliding_window": 11}),
@@ -67,7 +68,9 @@ TINY = [
         "use_sliding_window": True, "sliding_window": 13, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     }),
     Tiny("qwen3", "Qwen3Config", {"tie_word_embeddings": True, "head_dim": 32}),
-    Tiny("qwen3-window-bias", "Qwen3Config", {"attention_bias": True, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}),
+    Tiny("qwen3-window-bias", "Qwen3Config", {
+        "attention_bias": True, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2,
+    }),
     Tiny("gemma2", "Gemma2Config", {"sliding_window": 12, "query_pre_attn_scalar": 24, "head_dim": 32}),
     Tiny("gemma2-tight-caps", "Gemma2Config", {
         "sliding_window": 5, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "num_hidden_layers": 4,

@@ -160,7 +160,7 @@ def test_changed_settings_are_named_and_nothing_is_touched(tmp_path, change, nam
 def test_one_row_of_another_run_is_enough_to_refuse(tmp_path):
     out = tmp_path / "out.jsonl"
     out.write_bytes(WHOLE + lines(row("c", run={**RUN, "weights": "zz"})))
-    with pytest.raises(ConfigError, match="line 3 .*weights"):
+    with pytest.raises(ConfigError, match=r"line 3 .*weights"):
         resume(out)
 
 
@@ -281,7 +281,7 @@ def test_an_unsynced_file_is_no_success(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["", "missing/out.jsonl"])
 def test_a_place_that_cannot_be_written_is_named(tmp_path, path):
-    with pytest.raises(ConfigError, match="folder|can't be opened"):
+    with pytest.raises(ConfigError, match=r"folder|can't be opened"):
         OutputStore.open(str(tmp_path / path), "new")
 
 

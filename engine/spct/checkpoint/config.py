@@ -53,7 +53,7 @@ _REFUSED: dict[str, str] = {
 # fmt: off
 _HARMLESS = frozenset((
     "architectures", "model_type", "transformers_version", "use_cache", "initializer_range", "attention_dropout", "hidden_dropout",
-    "pretraining_tp", "bos_token_id", "eos_token_id", "pad_token_id", "name_or_path", "return_dict", "output_attentions",
+    "pretraining_tp", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "name_or_path", "return_dict", "output_attentions",
     "output_hidden_states", "chunk_size_feed_forward", "is_decoder", "id2label", "label2id", "problem_type", "num_labels",
     "task_specific_params", "use_mrope", "cache_implementation", "sep_token_id", "decoder_start_token_id", "prefix", "torchscript",
     "use_bfloat16", "pruned_heads", "tie_encoder_decoder", "finetuning_task", "tokenizer_class", "attn_implementation", "hidden_act",
@@ -63,7 +63,8 @@ _HARMLESS = frozenset((
     "early_stopping", "encoder_no_repeat_ngram_size", "no_repeat_ngram_size", "bad_words_ids", "begin_suppress_tokens",
     "suppress_tokens", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
     "return_dict_in_generate", "output_scores", "typical_p", "tf_legacy_loss", "cross_attention_hidden_size",
-    "original_max_position_embeddings",
+    "original_max_position_embeddings", "sliding_window_size", "is_llama_config", "rope_interleaved",
+    "transformers.js_config",
 ))
 # fmt: on
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from spct.errors import CheckpointError, ConfigError
 
 # What inference reads; scripts and pickled weights stay where they are.
-_HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
+# The same weights once more, under the names of another library.
+_HUB_IGNORED = ["consolidated*", "original/*"]
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -100,7 +102,7 @@ def _from_hub(name: str, path: Path, revision: str | None) -> Path:
     except ImportError:
         raise ConfigError(f"model {name!r}: no such folder; to fetch it from the hub, install the extra: pip install 'spct[hub]'") from None
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS, ignore_patterns=_HUB_IGNORED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(

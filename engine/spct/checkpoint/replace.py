@@ -19,6 +19,7 @@ from spct_kernels import PackedLinear
 
 META_WEIGHT = "meta_head.weight"
 META_BIAS = "meta_head.bias"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def replace_weights(model: LoadedModel, named_tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], *, scan: bool = True) -> None:
@@ -85,7 +86,7 @@ class _Replacement:
             raise CheckpointError(f"weights: tensor {name!r} is not one of this model's; expected the names of its checkpoint")
         if name in self.seen:
             raise CheckpointError(f"weights: tensor {name!r} came twice")
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point() or tensor.is_meta:
+        if tuple(tensor.shape) != shape or tensor.dtype not in _DTYPES or tensor.is_meta or tensor.layout is not torch.strided:
             got = f"{tensor.dtype} {list(tensor.shape)}"
             raise CheckpointError(f"weights: tensor {name!r}: expected floats of shape {list(shape)}, got {got}")
         if self.scan:
@@ -105,6 +106,7 @@ class _Replacement:
         """Names that have not come yet; the meta head may stay as it is."""
         return [name for name in self.shapes if name not in self.seen and name not in (META_WEIGHT, META_BIAS)]
 
+    @torch.no_grad()
     def accept(self, name: str, tensor: Tensor) -> None:
         """Take a checked tensor; install its parameter once complete."""
         if name == self.tied_head:
@@ -123,7 +125,6 @@ class _Replacement:
         parameter = self.owner.get(name)
         return torch.float32 if parameter is None or parameter.kind == "vector" else self.dtypes.weights
 
-    @torch.no_grad()
     def _place(self, name: str, tensor: Tensor) -> None:
         # Copied at once: a stream may reuse one buffer for every tensor that it yields.
         parameter = self.owner[name]

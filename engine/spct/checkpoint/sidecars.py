@@ -92,10 +92,10 @@ def read_chat_template(folder: Folder) -> str | None:
     fields = Fields(read_object(path, _MAX_TOKENIZER_CONFIG_BYTES), str(path))
     value = fields.raw("chat_template", None)
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        if "default" not in named:
+        named = [entry.get("template") for entry in value if isinstance(entry, dict) and entry.get("name") == "default"]
+        if not named:
             fields.fail("chat_template", "a string, or a list with a template named 'default'")
-        value = named["default"]
+        value = named[0]
     if value is not None and not isinstance(value, str):
         fields.fail("chat_template", "a string, or a list of {'name', 'template'}")
     return value

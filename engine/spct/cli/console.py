@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -55,6 +55,29 @@ class ProgressBar:
         self._progress.stop()
 
 
+def waiting(label: str) -> AbstractContextManager[object]:
+    """A spinner on stderr while the body runs, where that is a terminal."""
+    return Console(stderr=True).status(label) if sys.stderr.isatty() else nullcontext()
+
+
+def readable_bytes(num_bytes: int) -> str:
+    """Such as "1.5 GiB"."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.4g} {unit}"
+
+
+def readable_seconds(seconds: float) -> str:
+    """Such as "0.42 s", "3 min 20 s" or "5 h 12 min"."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
 @contextmanager
 def only_rows_on_stdout() -> Iterator[None]:
     """Sends whatever a library prints to stdout (C code too) to stderr while the body runs."""
@@ -62,7 +85,8 @@ def only_rows_on_stdout() -> Iterator[None]:
     kept = os.dup(1)
     try:
         os.dup2(2, 1)
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         sys.stdout.flush()
         os.dup2(kept, 1)

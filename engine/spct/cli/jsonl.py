@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import msgspec
 
@@ -23,6 +23,13 @@ _INTEGER_DIGITS = 20
 _SPACE = " \t\r\n"
 
 RowId = str | int | None
+
+
+class Lines(Protocol):
+    """Anything with lines: an open binary file, or a `Source`."""
+
+    def readline(self, limit: int, /) -> bytes:
+        """The next line with its newline, or its first `limit` bytes; empty at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ class InputRow:
     error: InputError | None = None
 
 
-def read_rows(stream: BinaryIO) -> Iterator[InputRow]:
+def read_rows(stream: Lines) -> Iterator[InputRow]:
     """Every row of `stream`, one at a time; a bad row comes with its error.
 
     Cost: memory of one line, and about 100 bytes for every row read so far (its hash).
@@ -78,6 +85,11 @@ def parse_request(line: bytes) -> ScoreRequest:
         raise InputError(f"malformed JSON: {error.msg} at column {error.colno}; expected one object per line") from None
     except RecursionError:
         raise InputError("the row is nested too deeply; expected an object of strings and lists of strings") from None
+
+
+def row_key(request: ScoreRequest, occurrence: int = 0) -> str:
+    """The key of a row that asks for `request`, with `occurrence` equal rows before it."""
+    return f"{_digest(request).hex()}-{occurrence}"
 
 
 def recover_id(line: bytes) -> RowId:
@@ -119,7 +131,7 @@ def _digest(request: ScoreRequest) -> bytes:
     return hashlib.blake2b(content, digest_size=16, person=b"request").digest()
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None, bytes]]:
+def _lines(stream: Lines) -> Iterator[tuple[int, bytes | None, bytes]]:
     """(number, line or None if it is too long, hash of its bytes) of every line that is not blank."""
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):

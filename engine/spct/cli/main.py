@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import spct
+from spct.cli.exit_codes import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from spct.errors import ConfigError, InputError, SpctError
-
-EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_ERROR_ROWS, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 _EPILOG = """\
 exit codes: 0 done, 1 runtime failure, 2 usage, 3 finished with error rows, 130 interrupted
@@ -43,10 +42,13 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns the exit code; every expected failure is one message on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _open_missing_streams()
     try:
         # A shell starts background jobs with SIGINT ignored; who sends it by hand still wants a file that can be resumed.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        return _run(argv)
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
     except (ConfigError, InputError) as error:
         return _fail(str(error), EXIT_USAGE)
     except SpctError as error:
@@ -54,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # What Python would still flush at exit has no reader either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_what_stdout_cannot_take()
         return _fail("the reader of the output has gone away; the output is incomplete", EXIT_FAILURE)
     except OSError as error:
+        _drop_what_stdout_cannot_take()
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}; the output is incomplete", EXIT_FAILURE)
     except MemoryError:
@@ -93,6 +95,27 @@ def _run(argv: list[str]) -> int:
     _load(command.arguments)(parser)
     parsed = parser.parse_args(argv[num_own + 1 :])
     return int(_load(command.run)(parsed))
+
+
+def _open_missing_streams() -> None:
+    """Gives streams that the caller closed a descriptor, so that no file of ours gets theirs (and a library's messages)."""
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is taken. Standard output stays one that can't be written: that is an error, no success.
+            os.open(os.devnull, flags)
+    sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _drop_what_stdout_cannot_take() -> None:
+    """Keeps Python from failing once more, with a traceback, when it flushes at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _commands_help() -> str:

@@ -9,7 +9,7 @@ from spct.types import SamplingParams, VotingParams
 
 _SAMPLING = ("samples", "seed", "temperature", "top_p", "top_k", "min_p", "max_tokens")
 _VOTING = {"vote": "method", "filter": "filter", "meta_keep": "meta_keep", "orders": "orders"}
-_ENGINE = ("device", "dtype", "weights", "kv_memory", "template")
+_ENGINE = ("device", "dtype", "weights", "kv_memory", "template", "adapter")
 
 
 def add_score_arguments(parser: ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_score_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "input", nargs="?", default="-", metavar="INPUT.jsonl", help='requests, one JSON object per line; "-": stdin (default)'
     )
-    parser.add_argument("-o", "--output", default="-", metavar="OUT.jsonl", help='judgements, one per line; "-": stdout (default)')
+    parser.add_argument("-o", "--output", default="-", metavar="OUT.jsonl", help='judgements, one per line ("-", stdout)')
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     group = parser.add_argument_group("output")
@@ -61,6 +61,7 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--dtype", metavar="D", help="auto, fp32, bf16, fp16")
     group.add_argument("--weights", metavar="SCHEME", help="auto (as stored), fp32, bf16, fp16, int8, w8a8")
     group.add_argument("--kv-memory", metavar="M", help='memory for keys and values, such as "512MiB"')
+    group.add_argument("--adapter", metavar="DIR", help="a LoRA folder (adapter_config.json) to merge into the weights")
     group.add_argument("--template", metavar="FILE", help="the judge's prompt (jinja), instead of the checkpoint's own")
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 from spct.cli import options
 from spct.cli.console import ProgressBar, note, only_rows_on_stdout
 from spct.cli.dry_run import dry_run
+from spct.cli.exit_codes import EXIT_ERROR_ROWS, EXIT_INTERRUPTED, EXIT_OK
 from spct.cli.jsonl import InputRow, read_rows
-from spct.cli.main import EXIT_ERROR_ROWS, EXIT_INTERRUPTED, EXIT_OK
 from spct.cli.rows import error_row, judgement_row, run_parts
-from spct.cli.store import OutputStore
+from spct.cli.source import Source, open_source
+from spct.cli.store import Mode, OutputStore
 from spct.engine import Engine
 from spct.errors import ConfigError
 from spct.types import Judgement, SamplingParams, ScoreRequest, VotingParams
@@ -32,44 +30,47 @@ def main(args: Namespace) -> int:
     sampling, voting = options.sampling_params(args), options.voting_params(args)
     if args.overwrite and (args.resume or args.retry_errors):
         raise ConfigError("--overwrite: can't be used with --resume or --retry-errors; one replaces OUT, the others continue it")
-    with _open_input(args.input) as stream:
+    with open_source(args.input) as source:
         if args.dry_run:
-            return dry_run(stream, args.model, options.engine_options(args), sampling, voting)
-        mode = "resume" if args.resume or args.retry_errors else "overwrite" if args.overwrite else "new"
+            return dry_run(source, args.model, options.engine_options(args), sampling, voting)
+        mode: Mode = "resume" if args.resume or args.retry_errors else "overwrite" if args.overwrite else "new"
         quiet = only_rows_on_stdout() if args.output == "-" else nullcontext()
         with OutputStore.open(args.output, mode) as store, quiet:
-            if store.is_same_file(stream.fileno()):
+            if store.is_same_file(source.fileno()):
                 raise ConfigError(f"{args.output}: is the input too; write to another file")
             with Engine.from_pretrained(args.model, **options.engine_options(args)) as engine:
                 run = run_parts(engine.fingerprints(sampling, voting), args.include)
                 store.begin(run, retry_errors=args.retry_errors)
-                total = _count_rows(stream) if sys.stderr.isatty() else None
-                scoring = _Scoring(store, run, args.include == "text", ProgressBar("judging", total))
-                return scoring.run_all(engine, read_rows(stream), sampling, voting)
+                total = source.count_rows() if sys.stderr.isatty() else None
+                scoring = _Scoring(source, store, run, args.include == "text", ProgressBar("judging", total))
+                return scoring.run_all(engine, sampling, voting)
 
 
 @dataclass(slots=True)
 class _Scoring:
     """One pass over the input: which rows are with the engine, and what became of the others."""
 
+    source: Source
     store: OutputStore
     run: Mapping[str, str]
     include_text: bool
     bar: ProgressBar
     pending: dict[int, InputRow] = field(default_factory=dict)
+    at_end: bool = False
     num_judged: int = 0
     num_skipped: int = 0
     num_samples: int = 0
     num_scored: int = 0
     num_tokens: int = 0
 
-    def run_all(self, engine: Engine, rows: Iterable[InputRow], sampling: SamplingParams, voting: VotingParams) -> int:
+    def run_all(self, engine: Engine, sampling: SamplingParams, voting: VotingParams) -> int:
         """Streams the rows through the engine; returns the exit code."""
-        start = time.monotonic()
+        start, rows = time.monotonic(), read_rows(self.source)
         try:
             with self.bar:
-                for judgement in engine.score_batch(self._requests(rows), sampling=sampling, voting=voting):
-                    self._finish(judgement)
+                while not self.at_end:
+                    for judgement in engine.score_batch(self._requests(rows), sampling=sampling, voting=voting):
+                        self._finish(judgement)
                 self.store.commit()
         except KeyboardInterrupt:
             note(f"interrupted; {self._summary(start)}; the rows written stand, --resume continues")
@@ -77,10 +78,18 @@ class _Scoring:
         note(self._summary(start))
         return EXIT_ERROR_ROWS if self.store.num_errors else EXIT_OK
 
-    def _requests(self, rows: Iterable[InputRow]) -> Iterator[ScoreRequest]:
-        """What the engine gets: rows that are in OUT are skipped, bad ones become error rows at once."""
+    def _requests(self, rows: Iterator[InputRow]) -> Iterator[ScoreRequest]:
+        """What the engine gets: rows that are in OUT are skipped, bad ones become error rows at once.
+
+        Ends early where the next row is not there yet and others are with the engine: whoever writes the input may wait for
+        these, so they are finished first.
+        """
         index = 0
-        for row in rows:
+        while self.source.is_ready() or not self.pending:
+            row = next(rows, None)
+            if row is None:
+                self.at_end = True
+                return
             if row.key in self.store.done:
                 self.num_skipped += 1
                 self._advance()
@@ -113,30 +122,3 @@ class _Scoring:
         valid = f", {self.num_scored} of {self.num_samples} samples with scores" if self.num_samples else ""
         skipped = f", {self.num_skipped} already there" if self.num_skipped else ""
         return f"{self.num_judged} judged{valid}{skipped}, {self.store.num_errors} error rows, {self.num_tokens} tokens in {seconds:.1f} s"
-
-
-@contextmanager
-def _open_input(path: str) -> Iterator[BinaryIO]:
-    if path == "-":
-        if sys.stdin.isatty():
-            note("reading requests from the terminal, one JSON object per line; end with Ctrl-D")
-        yield sys.stdin.buffer
-        return
-    try:
-        stream = open(path, "rb")
-        if stat.S_ISDIR(os.fstat(stream.fileno()).st_mode):
-            raise IsADirectoryError(0, "is a folder")
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
-    with stream:
-        yield stream
-
-
-def _count_rows(stream: BinaryIO) -> int | None:
-    """Lines that are not blank, for the progress bar; None where the input can't be read twice."""
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode) or not stream.seekable():
-        return None
-    start = stream.tell()
-    total = sum(1 for line in stream if line.strip())
-    stream.seek(start)
-    return total

@@ -6,6 +6,7 @@ encoded once with it. A request then costs the encoding of its texts, and an ord
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import threading
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spct.errors import ConfigError, InputError
+from spct.errors import CapacityError, ConfigError, InputError
 from spct.prompting.folder import read_text_folder
 from spct.prompting.marks import TemplatePart, TemplateUseError, UserPart, split_parts
 from spct.prompting.sandbox import Template
@@ -79,19 +80,28 @@ class JudgePrompt:
         self.digest = (text_folder.digest, hashlib.blake2b(templates.encode(), digest_size=16).hexdigest())
         self._layout = functools.lru_cache(maxsize=256)(self._make_layout)
         self._spans = _SpanCache(self.tokenizer)
+        self._try_out()
 
-    def encode(self, request: ScoreRequest, order: Sequence[int] | None = None) -> tuple[int, ...]:
+    def encode(self, request: ScoreRequest, order: Sequence[int] | None = None, *, max_tokens: int | None = None) -> tuple[int, ...]:
         """Encode the prompt that shows `request.responses[order[0]]`, `request.responses[order[1]]`, … (None: as given).
 
+        max_tokens  refuse at once, by the length of its texts, a request that can't have a prompt as short as this; the caller still
+                    compares the length of what comes back
+
         Raises: InputError if the template refuses such a request, the order is not a permutation, or a character has no token;
-        ConfigError if the template fails.
+        CapacityError past `max_tokens`; ConfigError if the template fails.
         """
         shape, values = shape_and_values(request, _shown(request, order))
         layout = self._layout(shape)
+        if max_tokens is not None:
+            self._check_fits(layout, values, max_tokens)
         ids: list[int] = []
         for place, part in enumerate(layout.parts):
             if isinstance(part, UserPart):
-                ids.extend(self._spans.encode(part.text(values), first=layout.user_first and place == 1))
+                try:
+                    ids.extend(self._spans.encode(part.text(values), first=layout.user_first and place == 1))
+                except InputError as error:
+                    raise InputError(f"{shape.name(part.index)}: {error}") from None
             else:
                 ids.extend(part)
         return tuple(ids)
@@ -134,6 +144,25 @@ class JudgePrompt:
         """
         return self._layout(_shape(request)).opens_think
 
+    def _try_out(self) -> None:
+        """Render once, so that a broken template fails when the model is loaded and not at a request.
+
+        A template may refuse pairs, or requests with a reference or principles; whatever is wrong with a request is told there.
+        """
+        for shape in (plain_shape(2, everything=True), plain_shape(2), plain_shape(1)):
+            with contextlib.suppress(InputError):
+                self._layout(shape)
+                return
+
+    def _check_fits(self, layout: _Layout, values: tuple[str, ...], max_tokens: int) -> None:
+        most = self.tokenizer.max_chars
+        own = sum(len(part) for part in layout.parts if not isinstance(part, UserPart))
+        least = own + (0 if most is None else sum(len(part.text(values)) // most for part in layout.parts if isinstance(part, UserPart)))
+        if least > max_tokens:
+            raise CapacityError(
+                f"request: expected a prompt of at most {max_tokens} tokens, got one of at least {least}; shorten its texts"
+            )
+
     def _make_layout(self, shape: Shape) -> _Layout:
         rendered, score_range = self._render(shape)
         parts: list[tuple[int, ...] | UserPart] = []
@@ -164,8 +193,9 @@ class JudgePrompt:
     def _render(self, shape: Shape) -> tuple[str, tuple[int, int]]:
         judge_text, exported = self._judge.render(shape.variables())
         score_range = _score_range(exported, self._judge.where)
-        shown = sorted(part.index for part in split_parts(judge_text) if isinstance(part, UserPart))
-        missing = {shape.name(index) for index, filled in enumerate(shape.filled) if filled and index not in set(shown)}
+        shown = sorted(part.index for part in split_parts(judge_text, self._judge.where) if isinstance(part, UserPart))
+        hidden = set(range(len(shape.filled))).difference(shown)
+        missing = {shape.name(index) for index in hidden if shape.filled[index]}
         if missing:
             raise InputError(
                 f"{self._judge.where}: does not show {', '.join(sorted(missing))} of the request; leave it out or use another template"
@@ -174,7 +204,7 @@ class JudgePrompt:
             return judge_text, score_range
         messages = [{"role": "user", "content": judge_text}]
         text, _ = self._chat.render({**self._chat_variables, "messages": messages, "add_generation_prompt": True})
-        kept = sorted(part.index for part in split_parts(text) if isinstance(part, UserPart))
+        kept = sorted(part.index for part in split_parts(text, self._chat.where) if isinstance(part, UserPart))
         if shown != kept:
             raise TemplateUseError(
                 f"{self._chat.where}: expected a user message to be shown whole and once, got a prompt that drops or repeats it"

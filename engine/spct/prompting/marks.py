@@ -138,20 +138,26 @@ def _forbid() -> None:
     for name in names:
         setattr(UserText, name, _refuse(f"`{name}`"))
     operators = {
-        "__len__": "a length", "__getitem__": "a slice", "__iter__": "a loop", "__contains__": "a search", "__mul__": "a repetition",
-        "__rmul__": "a repetition", "__mod__": "formatting", "__lt__": "a comparison", "__le__": "a comparison", "__gt__": "a comparison",
-        "__ge__": "a comparison", "__html__": "escaping", "__int__": "a conversion",
-        "__float__": "a conversion",
-    }  # fmt: skip
-    for name, what in operators.items():
-        setattr(UserText, name, _refuse(what))
+        "a length": ["__len__"],
+        "an index or slice": ["__getitem__"],
+        "a loop": ["__iter__"],
+        "a search": ["__contains__"],
+        "a repetition": ["__mul__", "__rmul__"],
+        "formatting": ["__mod__"],
+        "a comparison": ["__lt__", "__le__", "__gt__", "__ge__"],
+        "escaping": ["__html__"],
+        "a conversion": ["__int__", "__float__"],
+    }
+    for what, hooks in operators.items():
+        for name in hooks:
+            setattr(UserText, name, _refuse(what))
 
 
 _forbid()
 
 
-def split_parts(text: str) -> tuple[Part, ...]:
-    """Split rendered text at its markers.
+def split_parts(text: str, where: str = "template") -> tuple[Part, ...]:
+    """Split what the template `where` rendered at its markers.
 
     Raises: TemplateUseError if a marker was cut or changed on the way.
     """
@@ -165,7 +171,7 @@ def split_parts(text: str) -> tuple[Part, ...]:
     for part in parts:
         if isinstance(part, TemplatePart) and (OPEN in part.text or CLOSE in part.text):
             raise TemplateUseError(
-                "template: text of the request was cut or changed by a filter; it can only be placed, trimmed and joined"
+                f"{where}: text of the request was cut or changed by a filter; it can only be placed, trimmed and joined"
             )
     return tuple(part for part in parts if isinstance(part, UserPart) or part.text)
 

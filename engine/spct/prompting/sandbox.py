@@ -88,7 +88,9 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined if strict else jinja2.Undefined,
             extensions=["jinja2.ext.loopcontrols", _GenerationTag],
-            # Constant folding would run filters and operators at compile time, outside of the budget.
+            finalize=_refuse_none if strict else None,
+            # Constant folding would run filters and operators at compile time. (In constant output Jinja tries it all the same, but what
+            # it meets there needs a budget, and without one it leaves the work to the rendering.)
             optimized=False,
             cache_size=0,
         )
@@ -162,6 +164,12 @@ def _range(*bounds: int) -> range:
     return made
 
 
+def _refuse_none(value: object) -> object:
+    if value is None:
+        raise TemplateRaised("a value that the request does not have, such as a reference, would be printed as None; give it")
+    return value
+
+
 def _raise_exception(message: object) -> NoReturn:
     raise TemplateRaised(str(message))
 
@@ -205,7 +213,9 @@ def _replace(text: object, old: str, new: str, count: int = -1) -> str:
 
 
 def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    step = width if isinstance(width, str) else " " * min(width, limits.MAX_PAD)
+    if isinstance(width, int) and width > limits.MAX_PAD:
+        raise ConfigError(f"expected a width of at most {limits.MAX_PAD} in `indent`, got {width}")
+    step = width if isinstance(width, str) else " " * width
     lines = text.splitlines() or [""]
     limits.check_chars(len(text) + len(lines) * len(step))
     rest = [step + line if line or blank else line for line in lines[1:]]

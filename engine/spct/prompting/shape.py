@@ -70,9 +70,10 @@ def shape_and_values(request: ScoreRequest, shown: Iterable[int]) -> tuple[Shape
     return shape, values
 
 
-def plain_shape(num_responses: int) -> Shape:
-    """Give the shape of the plainest request with so many responses."""
-    return Shape(("user",), num_responses, None, False, (2,) * (1 + num_responses))
+def plain_shape(num_responses: int, *, everything: bool = False) -> Shape:
+    """Give the shape of the plainest request with so many responses, or of one with a reference and principles too."""
+    extra = int(everything)
+    return Shape(("user",), num_responses, extra or None, everything, (2,) * (1 + num_responses + 2 * extra))
 
 
 def _flat(turns: list[dict[str, Any]]) -> UserText:

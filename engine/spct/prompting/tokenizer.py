@@ -14,19 +14,16 @@ control: they stay usable, since models read them all the time. Normalisers (Qwe
 
 from __future__ import annotations
 
-import copy
 import json
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from spct.errors import CheckpointError, InputError
 from spct.prompting.folder import TextFolder
+from spct.prompting.surgery import drop_prefix, drops_unknown, max_chars_per_token, unk_id, without_control
 
-_BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
-_NEVER = -1e9
 _BLANK = "\u2581"
 
 
@@ -37,6 +34,7 @@ class SafeTokenizer:
     start_ids      what the tokenizer itself puts before a text (a BOS), as its post-processor or add_bos_token says
     eos_token_ids  ids that end a sample: those of generation_config.json and the tokenizer's own
     bos_token_id   None where the tokenizer has none
+    max_chars      the most characters that one token can stand for; None where that is not known
 
     Raises: CheckpointError if `tokenizers` does not accept the file.
     """
@@ -54,29 +52,31 @@ class SafeTokenizer:
         self.bos_token_id = self._id(folder.special.get("bos_token"))
         eos = self._id(folder.special.get("eos_token"))
         self.eos_token_ids = tuple(dict.fromkeys([*folder.eos_token_ids, *([] if eos is None else [eos])]))
-        unk = _unk_id(self._whole, spec["model"])
+        unk = unk_id(self._whole, spec["model"])
         self._refused_ids = self.control_ids if unk is None else self.control_ids | {unk}
         self.start_ids = self._own_start(folder.add_bos_token)
-        has_prefix = _drop_prefix(dict(spec))
+        self.max_chars = max_chars_per_token(spec)
+        self._known_chars: set[str] | None = set() if drops_unknown(spec["model"], spec.get("pre_tokenizer")) else None
+        has_prefix = drop_prefix(dict(spec))
         self._inner, self._user_first = self._whole, None
         if has_prefix:
-            self._user_first = _load(_without_control(spec, control), where)
-            _drop_prefix(spec)
+            self._user_first = _load(without_control(spec, control), where)
+            drop_prefix(spec)
             self._inner = _load(spec, where)
-        self._user = _load(_without_control(spec, control), where)
+        self._user = _load(without_control(spec, control), where)
         self._blank_bytes = self._spelled_blank()
 
     def encode_template(self, text: str, *, first: bool) -> tuple[int, ...]:
         """Encode template text; control tokens act. `first`: it opens the prompt."""
         if first or self._inner is self._whole:
-            return tuple(self._whole.encode(text, add_special_tokens=False).ids)
+            return tuple(_ids(self._whole, text))
         # A legacy SentencePiece tokenizer puts a blank after each control token; text before the first one continues what came before.
         encoding = self._inner.encode(text, add_special_tokens=False)
         start = next((offsets[0] for id, offsets in zip(encoding.ids, encoding.offsets, strict=True) if id in self.control_ids), len(text))
         head, tail = text[:start], text[start:]
         return (
-            *self._inner.encode(head, add_special_tokens=False).ids,
-            *(self._whole.encode(tail, add_special_tokens=False).ids if tail else ()),
+            *_ids(self._inner, head),
+            *(_ids(self._whole, tail) if tail else ()),
         )
 
     def encode_user(self, text: str, *, first: bool = False) -> tuple[int, ...]:
@@ -87,16 +87,20 @@ class SafeTokenizer:
         Raises: InputError if the vocabulary has no token for some character.
         """
         tokenizer = self._user_first if first and self._user_first is not None else self._user
-        if self._blank_bytes and _BLANK in text:
-            start, *rest = text.split(_BLANK)
-            ids = tokenizer.encode(start, add_special_tokens=False).ids if start else []
-            for piece in rest:
-                ids += (*self._blank_bytes, *self._user.encode(piece, add_special_tokens=False).ids)
-        else:
-            ids = tokenizer.encode(text, add_special_tokens=False).ids
-        if not self._refused_ids.isdisjoint(ids):
-            raise InputError(f"text: the model's vocabulary has no token for {self._unknown(text)}; remove it or use another model")
+        ids = self._user_ids(tokenizer, text)
+        unknown = self._unknown(text, ids)
+        if unknown is not None:
+            raise InputError(f"the model's vocabulary has no token for {unknown}; remove it or use another model")
         return tuple(ids)
+
+    def _user_ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        if not self._blank_bytes or _BLANK not in text:
+            return _ids(tokenizer, text)
+        start, *rest = text.split(_BLANK)
+        ids = _ids(tokenizer, start) if start else []
+        for piece in rest:
+            ids += (*self._blank_bytes, *_ids(self._user, piece))
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode; control tokens are shown, incomplete UTF-8 becomes U+FFFD."""
@@ -123,8 +127,10 @@ class SafeTokenizer:
         """Give the ids that the tokenizer itself puts before a text: a BOS, or nothing."""
         if add_bos is not None:
             return (self.bos_token_id,) if add_bos and self.bos_token_id is not None else ()
-        plain = self._whole.encode("a", add_special_tokens=False).ids
-        full = self._whole.encode("a", add_special_tokens=True).ids
+        try:
+            plain, full = _ids(self._whole, "a"), _ids(self._whole, "a", add_special_tokens=True)
+        except InputError:
+            return ()
         for start in range(len(full) - len(plain) + 1):
             if full[start : start + len(plain)] == plain:
                 return tuple(full[:start])
@@ -132,16 +138,35 @@ class SafeTokenizer:
 
     def _spelled_blank(self) -> tuple[int, ...]:
         """Give the byte tokens of U+2581 where the vocabulary uses that character for a blank, so that a user's own one survives."""
-        ids = [self._whole.token_to_id(f"<0x{byte:02X}>") for byte in _BLANK.encode()]
-        if None in ids or self.decode(ids) != _BLANK or self.decode(self._user.encode(_BLANK, add_special_tokens=False).ids) == _BLANK:
+        ids = [id for byte in _BLANK.encode() if (id := self._whole.token_to_id(f"<0x{byte:02X}>")) is not None]
+        if len(ids) < len(_BLANK.encode()) or self.decode(ids) != _BLANK or self.decode(_ids(self._user, _BLANK)) == _BLANK:
             return ()
         return tuple(ids)
 
-    def _unknown(self, text: str) -> str:
+    def _unknown(self, text: str, ids: Sequence[int]) -> str | None:
+        """Name what the vocabulary can't spell, None if it spells everything."""
+        refused = not self._refused_ids.isdisjoint(ids)
+        if not refused and self._known_chars is None:
+            return None
         for character in dict.fromkeys(text):
-            if not self._refused_ids.isdisjoint(self._user.encode(character, add_special_tokens=False).ids):
+            if self._known_chars is not None and character in self._known_chars:
+                continue
+            alone = _ids(self._user, character)
+            if not self._refused_ids.isdisjoint(alone) or (self._known_chars is not None and not alone and not character.isspace()):
                 return f"the character {character!r} (U+{ord(character):04X})"
-        return "a part of it"
+            if self._known_chars is not None:
+                self._known_chars.add(character)
+        return "a part of it" if refused else None
+
+
+def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+    except Exception as error:
+        # The library raises bare Exception for a word without a token, and TypeError for a lone surrogate.
+        if type(error) is not Exception and not isinstance(error, TypeError):
+            raise
+        raise InputError(f"expected text that the model's vocabulary can spell, got {str(error)[:200]!r}; use another model") from None
 
 
 def _load(spec: str | Mapping[str, Any], where: object) -> Tokenizer:
@@ -152,65 +177,3 @@ def _load(spec: str | Mapping[str, Any], where: object) -> Tokenizer:
         if type(error) is not Exception:
             raise
         raise CheckpointError(f"{where}: expected a tokenizer that the tokenizers library reads, got: {str(error)[:500]}") from None
-
-
-def _walk(component: dict[str, Any] | None) -> Iterable[dict[str, Any]]:
-    if component is None:
-        return
-    yield component
-    for key in ("normalizers", "pretokenizers", "decoders"):
-        for child in component.get(key) or ():
-            yield from _walk(child)
-
-
-def _drop_prefix(spec: dict[str, Any]) -> bool:
-    """Take from the tokenizer its habit of putting a blank before a text, in encoding and decoding; tell whether it had it."""
-    before = json.dumps([spec.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")])
-    parts = copy.deepcopy({key: spec.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")})
-    for key, dropped in (("normalizer", "Prepend"), ("decoder", "Strip")):
-        if (parts[key] or {}).get("type") == dropped:
-            parts[key] = None
-        for part in _walk(parts[key]):
-            for children in ("normalizers", "decoders"):
-                if children in part:
-                    part[children] = [child for child in part[children] if child.get("type") != dropped]
-    for part in (*_walk(parts["pre_tokenizer"]), *_walk(parts["decoder"])):
-        if part.get("type") == "Metaspace":
-            part["prepend_scheme"] = "never"
-            part.pop("add_prefix_space", None)
-        if part.get("type") == "ByteLevel":
-            part["add_prefix_space"] = False
-    spec.update(parts)
-    # Only the encoding side decides: a ByteLevel decoder carries the flag without using it.
-    changed: list[object] = json.loads(before)[:2]
-    return changed != [parts["normalizer"], parts["pre_tokenizer"]]
-
-
-def _without_control(spec: Mapping[str, Any], control: Mapping[int, str]) -> dict[str, Any]:
-    """Copy the tokenizer with every control token out of reach."""
-    user = dict(spec)
-    user["post_processor"] = None
-    nonce = secrets.token_hex(16)
-    names = {text: f"\ufdd0{nonce}.{id}\ufdd1" for id, text in control.items()}
-    user["added_tokens"] = [{**token, "content": names.get(token["content"], token["content"])} for token in user["added_tokens"]]
-    model = user["model"] = dict(spec["model"])
-    vocab = model["vocab"]
-    if isinstance(vocab, dict):
-        model["vocab"] = {names.get(piece, piece): id for piece, id in vocab.items()}
-    else:
-        model["vocab"] = [[names.get(piece, piece), _NEVER if piece in _BYTE_PIECES else score] for piece, score in vocab]
-    if model.get("unk_token") is not None:
-        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-    if model.get("merges"):
-        pairs = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-        # Merges may not spell a byte piece either: the text "<0x0A>" would decode to a newline.
-        unreachable = names.keys() | _BYTE_PIECES
-        model["merges"] = [list(pair) for pair in pairs if unreachable.isdisjoint((*pair, "".join(pair)))]
-    return user
-
-
-def _unk_id(tokenizer: Tokenizer, model: Mapping[str, Any]) -> int | None:
-    if model.get("unk_id") is not None:
-        return int(model["unk_id"])
-    unk = model.get("unk_token")
-    return None if unk is None else tokenizer.token_to_id(unk)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from spct.cache.pages import IntArray
 from spct.models.decoder import Decoder, ForwardBatch
 from spct.models.kv import KVCache
 from spct.scheduling.layout import Layout
@@ -107,53 +111,53 @@ class ModelRunner:
         """Teacher-forced logits [T, V] fp32 of one sequence, in KV memory of its own."""
         count = len(token_ids)
         kv = KVCache.allocate(self.decoder.spec, count, self.kv.k[0].dtype, self.device)
-        position = torch.arange(count, dtype=torch.int32, device=self.device)
-        zeros = torch.zeros(count, dtype=torch.int32, device=self.device)
-        plan = self._plan_of(
-            node_parent=torch.tensor([-1], dtype=torch.int32, device=self.device),
-            node_offset=torch.tensor([0, count], dtype=torch.int32, device=self.device),
-            node_slots=position,
-            row_node=zeros,
-            row_position=position,
+        position = np.arange(count, dtype=np.int32)
+        zeros = np.zeros(count, np.int32)
+        plan = self._build_plan(np.array([-1], np.int32), np.array([0, count], np.int32), position, zeros, position)
+        hidden = self.decoder.forward(
+            ForwardBatch(
+                token_ids=self._tensor(np.array(token_ids, np.int64)),
+                positions=self._tensor(position.astype(np.int64)),
+                slots=self._tensor(position),
+                plan=plan,
+                kv=kv,
+            )
         )
-        ids = torch.tensor(token_ids, dtype=torch.int64, device=self.device)
-        hidden = self.decoder.forward(ForwardBatch(ids, position.long(), position, plan, kv))
         return self.decoder.head.logits(hidden, self.backend)
 
     def _forward(self, layout: Layout, is_advance: bool) -> Tensor:
-        position = torch.from_numpy(layout.row_position).to(self.device)
         if is_advance and self._plan is not None:
-            self._plan.update(position)
+            self._plan.update(layout.row_position)
         else:
-            self._assign(layout, position)
-        assert self._plan is not None
+            self._plan = self._build_plan(layout.node_parent, layout.node_offset, layout.node_slots, layout.row_node, layout.row_position)
         batch = ForwardBatch(
-            token_ids=torch.from_numpy(layout.token_ids()).to(self.device),
-            positions=position.long(),
-            slots=torch.from_numpy(layout.row_slot).to(self.device),
+            token_ids=self._tensor(layout.token_ids()),
+            positions=self._tensor(layout.row_position.astype(np.int64)),
+            slots=self._tensor(layout.row_slot),
             plan=self._plan,
             kv=self.kv,
         )
         return self.decoder.forward(batch)
 
-    def _assign(self, layout: Layout, position: Tensor) -> None:
-        self._plan = self._plan_of(
-            node_parent=torch.from_numpy(layout.node_parent).to(self.device),
-            node_offset=torch.from_numpy(layout.node_offset).to(self.device),
-            node_slots=torch.from_numpy(layout.node_slots).to(self.device),
-            row_node=torch.from_numpy(layout.row_node).to(self.device),
-            row_position=position,
-        )
-
-    def _plan_of(self, **arrays: Tensor) -> AttentionPlan:
+    def _build_plan(
+        self, node_parent: IntArray, node_offset: IntArray, node_slots: IntArray, row_node: IntArray, row_position: IntArray
+    ) -> AttentionPlan:
         spec = self.decoder.spec
         return AttentionPlan.build(
-            **arrays,
+            node_parent=node_parent,
+            node_offset=node_offset,
+            node_slots=node_slots,
+            row_node=row_node,
+            row_position=row_position,
             num_heads=spec.num_heads,
             num_kv_heads=spec.layers[0].kv.num_kv_heads,
             head_dim=spec.head_dim,
             deterministic=self.deterministic,
+            device=self.device,
         )
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def _draw_states(self, step: Step, hidden: Tensor | None) -> Tensor:
         """Hidden state of every draw, [draws, E], and a copy for each prompt that ended in this step."""

@@ -16,6 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from spct.training.tasks import demonstrate, draw_items
 from spct.training.vocabulary import EOS, train_tokenizer
 
+TEXT_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "judge_template.jinja", "chat_template.jinja",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
@@ -40,10 +44,10 @@ def domain_texts(template: str, count: int = 8000) -> list[str]:
     return texts
 
 
-def write_text_side(folder: Path, template: str, vocab_size: int) -> Tokenizer:
+def write_text_side(folder: Path, template: str, vocab_size: int, num_items: int = 8000) -> Tokenizer:
     """Train the tokenizer and write it with its settings and the judge template."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(domain_texts(template), vocab_size)
+    tokenizer = train_tokenizer(domain_texts(template, num_items), vocab_size)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "clean_up_tokenization_spaces": False}
     _write_json(folder / "tokenizer_config.json", settings)
@@ -51,6 +55,13 @@ def write_text_side(folder: Path, template: str, vocab_size: int) -> Tokenizer:
     _write_json(folder / "generation_config.json", {"eos_token_id": end, "do_sample": True, "temperature": 1.0})
     (folder / "judge_template.jinja").write_text(template, encoding="utf-8")
     return tokenizer
+
+
+def copy_text_side(source: Path, target: Path) -> None:
+    """Copy tokenizer, its settings and the templates, where the target has none of its own yet."""
+    for name in TEXT_FILES:
+        if (source / name).exists() and not (target / name).exists():
+            (target / name).write_bytes((source / name).read_bytes())
 
 
 def fresh_model(size: ModelSize, vocab_size: int, end: int, seed: int) -> Any:

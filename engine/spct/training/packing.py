@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spct.prompting.judge import JudgePrompt
-from spct.training.tasks import DOMAINS, Item, demonstrate, draw_item
+from spct.training.tasks import DOMAINS, Item, demonstrate, draw_item, recite
 
 IGNORED = -100
 
@@ -44,28 +44,60 @@ class Packed:
         return int((self.targets[:, self.prompt_len :] != IGNORED).sum() + self.prompt_mask.sum())
 
 
-def example_tokens(prompt: JudgePrompt, item: Item, group: int, rng: Random) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """Encode an item under a random order: the prompt's ids, those that inference uses, and `group` demonstrations with EOS."""
+def example_tokens(
+    prompt: JudgePrompt, item: Item, group: int, rng: Random, recitals: float = 0.0
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Encode an item under a random order: the prompt's ids, those that inference uses, and `group` demonstrations with EOS.
+
+    recitals  the share of demonstrations that only recite
+    """
     order = list(range(len(item.responses)))
     rng.shuffle(order)
     shown = tuple(order)
     end = prompt.eos_token_ids[0]
-    texts = (demonstrate(item, shown, rng) for _ in range(group))
+    texts = [(recite if rng.random() < recitals else demonstrate)(item, shown, rng) for _ in range(group)]
     return prompt.encode(item.request(), shown), [(*prompt.encode_text(text), end) for text in texts]
 
 
 def draw_batches(
-    prompt: JudgePrompt, *, split: str, seed: int, step: int, num_prompts: int, group: int, micro_batches: int, max_responses: int = 4
+    prompt: JudgePrompt,
+    *,
+    split: str,
+    seed: int,
+    step: int,
+    num_prompts: int,
+    group: int,
+    micro_batches: int,
+    max_responses: int = 4,
+    recitals: float = 0.0,
 ) -> list[Packed]:
     """Draw the batches of one step, a function of (split, seed, step) alone; rows of like length share a batch."""
     examples = []
     for i in range(num_prompts):
         index = step * num_prompts + i
         item = draw_item(split, seed, index, domain=tuple(DOMAINS)[index % len(DOMAINS)], max_responses=max_responses)
-        examples.append(example_tokens(prompt, item, group, Random(f"demonstrations/{split}/{seed}/{index}")))
+        examples.append(example_tokens(prompt, item, group, Random(f"demonstrations/{split}/{seed}/{index}"), recitals))
     examples.sort(key=lambda e: len(e[0]) + group * max(map(len, e[1])))
     size = -(-num_prompts // micro_batches)
     return [pack(examples[i : i + size]) for i in range(0, num_prompts, size)]
+
+
+def draw_drills(*, num_ids: int, seed: int, step: int, num_prompts: int, group: int, micro_batches: int) -> list[Packed]:
+    """Draw drills in copying: prompts of random token ids, each followed by pieces of itself.
+
+    Nothing but looking back lowers the loss, so a fresh model learns to look up and copy within a few hundred small steps, where texts
+    alone take it far longer.
+    """
+    rng = Random(f"drills/{seed}/{step}")
+    length = rng.choice((16, 24, 32, 48, 64))
+    rows = max(micro_batches, num_prompts * 96 // length)
+    examples = []
+    for _ in range(rows):
+        ids = tuple(rng.randrange(1, num_ids) for _ in range(length))
+        starts = [rng.randrange(length // 2) for _ in range(group)]
+        examples.append((ids, [ids[start : start + length // 2] for start in starts]))
+    size = -(-rows // micro_batches)
+    return [pack(examples[i : i + size]) for i in range(0, rows, size)]
 
 
 def pack(examples: Sequence[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> Packed:

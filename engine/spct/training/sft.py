@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM
 from spct.errors import ConfigError
 from spct.prompting.judge import JudgePrompt
 from spct.training.checkpoints import load_state, save_atomically
-from spct.training.folder import ModelSize, finish_folder, fresh_model, write_text_side
+from spct.training.folder import ModelSize, copy_text_side, finish_folder, fresh_model, write_text_side
 from spct.training.optimisers import learning_rate, make_optimisers
 from spct.training.packed_model import ATTENTION, packed_loss
-from spct.training.packing import Packed, draw_batches
+from spct.training.packing import Packed, draw_batches, draw_drills
 from spct.training.progress import Progress
 
 STATE_FILE = "training_state.pt"
@@ -35,13 +35,16 @@ class SftConfig:
     """What a supervised run does.
 
     output        folder of the finished model; the training state and metrics.jsonl lie in it too
-    model         folder to start from; None: a fresh model of `size` and a tokenizer trained on the tasks
+    model         folder to start from; None: a fresh model of `size`
+    tokenizer     folder whose tokenizer and template a fresh model takes; None: trained on the tasks
     template      file of a fresh model's judge template; None: the embedded model's
     steps         length of the run, of which `warmup` and `decay` change the learning rate
     time_limit    seconds after which the run stops resumably; None: never
     tokens        tokens after which the run stops likewise; None: never
     prompts       prompts per step, `group` demonstrations under each, in `micro_batches` batches by `workers` threads
-    easy_steps    steps at the start that show two responses at most
+    easy_steps    steps after the drills that show two responses at most
+    drill_steps   steps at the very start that drill copying on random ids (a fresh model's only)
+    recite_steps  steps after them in which demonstrations that recite the prompt fade out
     prompt_weight weight of a prompt's tokens in the loss
     bf16          matrix products in bfloat16, weights and sums in fp32
 
@@ -50,6 +53,7 @@ class SftConfig:
 
     output: Path
     model: Path | None = None
+    tokenizer: Path | None = None
     template: Path | None = None
     size: ModelSize = ModelSize()
     steps: int = 6000
@@ -65,7 +69,9 @@ class SftConfig:
     group: int = 4
     micro_batches: int = 4
     workers: int = 2
-    easy_steps: int = 300
+    easy_steps: int = 400
+    drill_steps: int = 300
+    recite_steps: int = 300
     prompt_weight: float = 0.1
     bf16: bool = True
     save_every: float = 60.0
@@ -116,7 +122,7 @@ def run(config: SftConfig) -> SftResult:
 
     with Progress(config.steps, step, config.output / "metrics.jsonl") as progress, ThreadPoolExecutor(config.workers) as pool:
         while step < config.steps and not _spent(config, tokens, time.monotonic() - began):
-            batches = _draw(config, prompt, step)
+            batches = _draw(config, prompt, model.config.vocab_size, step)
             rate = learning_rate(step, steps=config.steps, warmup=config.warmup, decay=config.decay, peak=config.lr)
             step_loss, norm = train_step(model, optimisers, batches, rate, config, pool)
             loss = step_loss if loss != loss else 0.98 * loss + 0.02 * step_loss
@@ -165,17 +171,15 @@ def train_step(
     return float(sum(float(own) for _, own, _ in outcomes)) / count, norm
 
 
-def _draw(config: SftConfig, prompt: JudgePrompt, step: int) -> list[Packed]:
-    return draw_batches(
-        prompt,
-        split="train",
-        seed=config.seed,
-        step=step,
-        num_prompts=config.prompts,
-        group=config.group,
-        micro_batches=config.micro_batches,
-        max_responses=2 if step < config.easy_steps else 4,
-    )
+def _draw(config: SftConfig, prompt: JudgePrompt, num_ids: int, step: int) -> list[Packed]:
+    shape = {"num_prompts": config.prompts, "group": config.group, "micro_batches": config.micro_batches}
+    drills = config.drill_steps if config.model is None else 0
+    if step < drills:
+        return draw_drills(num_ids=num_ids, seed=config.seed, step=step, **shape)
+    done = step - drills
+    recitals = max(0.0, 1 - done / config.recite_steps) if config.recite_steps else 0.0
+    most = 2 if done < config.easy_steps else 4
+    return draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, recitals=recitals, **shape)
 
 
 def _spent(config: SftConfig, tokens: int, seconds: float) -> bool:
@@ -185,23 +189,22 @@ def _spent(config: SftConfig, tokens: int, seconds: float) -> bool:
 
 def _start(config: SftConfig) -> tuple[Any, JudgePrompt]:
     """Load or make the model and its prompt; write the text side of the output folder where it is new."""
-    if config.model is not None:
-        from_folder = config.model
-        model = AutoModelForCausalLM.from_pretrained(from_folder, dtype=torch.float32)
-        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "judge_template.jinja", "chat_template.jinja"):
-            source, target = from_folder / name, config.output / name
-            if source.exists() and not target.exists():
-                target.write_bytes(source.read_bytes())
-    else:
+    source = config.model or config.tokenizer
+    tokenizer_file = config.output / "tokenizer.json"
+    if source is not None:
+        copy_text_side(source, config.output)
+    elif not tokenizer_file.exists():
         template = config.template or Path(__file__).parent.parent / "embedded" / "judge_template.jinja"
-        tokenizer_file = config.output / "tokenizer.json"
-        if not tokenizer_file.exists():
-            write_text_side(config.output, template.read_text(encoding="utf-8"), config.size.vocab_size)
+        write_text_side(config.output, template.read_text(encoding="utf-8"), config.size.vocab_size)
+    prompt = JudgePrompt(config.output)
+    if config.model is not None:
+        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+    else:
         vocabulary = json.loads(tokenizer_file.read_text(encoding="utf-8"))["model"]["vocab"]
-        model = fresh_model(config.size, len(vocabulary), 0, config.seed)
+        model = fresh_model(config.size, len(vocabulary), prompt.eos_token_ids[0], config.seed)
     model.set_attn_implementation(ATTENTION)
     model.train()
-    return model, JudgePrompt(config.output)
+    return model, prompt
 
 
 def describe(config: SftConfig) -> dict[str, object]:

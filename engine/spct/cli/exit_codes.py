@@ -1,0 +1,7 @@
+"""How a command ends."""
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_ERROR_ROWS = 3
+EXIT_INTERRUPTED = 130

@@ -1,0 +1,48 @@
+"""The body of `spct train sft`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from spct.errors import ConfigError
+from spct.training.sft import SftConfig, SftResult, run
+
+_COPIED = (
+    "output", "model", "tokenizer", "template", "steps", "warmup", "decay", "time_limit", "tokens", "seed", "lr", "optimizer",
+    "prompts", "group", "easy_steps", "drill_steps", "recite_steps", "workers", "micro_batches", "save_every",
+)  # fmt: skip
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train as the flags say; return 0.
+
+    Raises: ConfigError, CheckpointError as `run` does.
+    """
+    config = SftConfig(**{name: getattr(args, name) for name in _COPIED}, bf16=not args.fp32)
+    result: SftResult = run(config)
+    state = "finished" if result.finished else "stopped, resumable with the same command"
+    print(f"spct: {state} at step {result.step} of {config.steps}, loss {result.loss:.4f} per token; {config.output}", file=sys.stderr)
+    if args.plot:
+        plot(config.output / "metrics.jsonl", config.output / "loss.png")
+    return 0
+
+
+def plot(metrics: Path, target: Path) -> None:
+    """Draw the smoothed loss against the tokens seen.
+
+    Raises: ConfigError if matplotlib is not installed.
+    """
+    try:
+        pyplot = importlib.import_module("matplotlib.pyplot")
+    except ModuleNotFoundError:
+        raise ConfigError("--plot: expected matplotlib, which is not installed; install the extra spct[plot] or leave the flag out") from None
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    figure, axes = pyplot.subplots()
+    axes.plot([row["tokens"] for row in rows], [row["smooth"] for row in rows])
+    axes.set(xlabel="tokens", ylabel="loss per demonstration token", yscale="log")
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)

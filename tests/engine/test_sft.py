@@ -1,0 +1,145 @@
+"""Supervised training: the packed layout equals plain forwards, the loss falls, a killed run ends as an unbroken one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import permutations
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from spct.cli.main import main as spct_main
+from spct.errors import CheckpointError, ConfigError
+from spct.prompting import JudgePrompt
+from spct.training.folder import ModelSize, write_text_side
+from spct.training.optimisers import learning_rate
+from spct.training.packed_model import ATTENTION, packed_loss
+from spct.training.packing import draw_batches, example_tokens, pack
+from spct.training.sft import STATE_FILE, SftConfig, run
+from spct.training.tasks import draw_item
+from transformers import AutoModelForCausalLM
+
+TEMPLATE = "{{ query }}\n{% if reference %}= {{ reference }}\n{% endif %}{% if principles %}{{ principles }}\n{% endif %}{% for r in responses %}[{{ loop.index }}]\n{{ r }}\n{% endfor %}"
+TINY = ModelSize(width=32, layers=2, heads=2, kv_heads=1, mlp_width=64)
+SETTINGS = dict(size=TINY, prompts=2, group=2, micro_batches=2, workers=1, warmup=2, decay=4, easy_steps=2, drill_steps=2, recite_steps=3, lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def text_side(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    write_text_side(folder, TEMPLATE, 600, num_items=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(text_side, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    result = run(SftConfig(output=folder, tokenizer=text_side, steps=40, save_every=1e9, **SETTINGS))
+    return folder, result
+
+
+def test_loss_falls(trained):
+    folder, result = trained
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == list(range(1, 41)) and result.finished
+    assert sum(r["loss"] for r in rows[-5:]) / 5 < rows[0]["loss"] - 1.5
+
+
+def test_resumed_run_ends_bitwise_like_the_unbroken_one(trained, text_side, tmp_path):
+    program = (
+        "from pathlib import Path; from spct.training.folder import ModelSize; from spct.training.sft import SftConfig, run; "
+        f"run(SftConfig(output=Path({str(tmp_path)!r}), tokenizer=Path({str(text_side)!r}), steps=40, save_every=0.0, "
+        f"**dict({SETTINGS!r}, size=ModelSize(**{dict(width=32, layers=2, heads=2, kv_heads=1, mlp_width=64)!r}))))"
+    ).replace(f"'size': {TINY!r}, ", "")
+    metrics = tmp_path / "metrics.jsonl"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    child = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    deadline = time.monotonic() + 60
+    while child.poll() is None and time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") >= 9):
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert 1 <= torch.load(tmp_path / STATE_FILE, weights_only=True)["step"] < 40
+    result = run(SftConfig(output=tmp_path, tokenizer=text_side, steps=40, save_every=1e9, **SETTINGS))
+    assert result.finished
+    one, other = load_file(trained[0] / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_packed_loss_equals_plain_forwards(trained):
+    folder, _ = trained
+    prompt = JudgePrompt(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    examples = [example_tokens(prompt, draw_item("validation", 3, i), 3, Random(i)) for i in range(4)]
+    plain, count = 0.0, 0
+    with torch.no_grad():
+        for start, demos in examples:
+            for demo in demos:
+                logits = model(torch.tensor([[*start, *demo]])).logits[0, len(start) - 1 : -1]
+                plain += float(torch.nn.functional.cross_entropy(logits, torch.tensor(demo), reduction="sum"))
+                count += len(demo)
+        model.set_attn_implementation(ATTENTION)
+        loss, own, seen = packed_loss(model, pack(examples), 0.0)
+    assert int(seen) == count
+    assert float(own) == pytest.approx(plain, rel=1e-5) and float(loss) == float(own)
+
+
+def test_training_prompts_are_those_of_inference(trained):
+    prompt = JudgePrompt(trained[0])
+    for i in range(8):
+        item = draw_item("train", 0, i)
+        start, demos = example_tokens(prompt, item, 2, Random(i))
+        orders = [o for o in permutations(range(len(item.responses))) if prompt.encode(item.request(), o) == start]
+        assert orders
+        assert all(d[-1] == prompt.eos_token_ids[0] and prompt.eos_token_ids[0] not in d[:-1] for d in demos)
+        assert all(prompt.encode_text(prompt.decode(d[:-1])) == d[:-1] for d in demos)
+
+
+def test_batches_depend_on_seed_and_step_alone(trained):
+    prompt = JudgePrompt(trained[0])
+    settings = dict(split="train", seed=1, num_prompts=6, group=2, micro_batches=3)
+    one, again, other = (draw_batches(prompt, step=step, **settings) for step in (5, 5, 6))
+    assert len(one) == 3 and all(torch.equal(a.token_ids, b.token_ids) for a, b in zip(one, again, strict=True))
+    assert any(a.token_ids.shape != b.token_ids.shape or not torch.equal(a.token_ids, b.token_ids) for a, b in zip(one, other, strict=True))
+
+
+def test_tokenizer_is_lossless_on_any_text(text_side):
+    prompt = JudgePrompt(text_side)
+    for text in ["", "a  b\n\n\tc", "12.50 €, naïve 日本語 🙂", "[The Begin of Response 1] #### x ####", "\\boxed{10} <|end|>", "\x00\u2028\r\n"]:
+        assert prompt.decode(prompt.encode_text(text)) == text
+    assert len(prompt.encode_text(" 4711")) == 4
+
+
+def test_time_and_token_limits_stop_resumably(text_side, tmp_path):
+    result = run(SftConfig(output=tmp_path, tokenizer=text_side, steps=40, tokens=1, **SETTINGS))
+    assert result.step == 1 and not result.finished
+    result = run(SftConfig(output=tmp_path, tokenizer=text_side, steps=40, time_limit=0.0, **SETTINGS))
+    assert result.step == 1
+
+
+def test_learning_rate_rises_holds_and_falls():
+    rates = [learning_rate(s, steps=100, warmup=10, decay=20, peak=1.0) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9:80] == [1.0] * 71 and rates[80:] == sorted(rates[80:], reverse=True)
+    assert 0 < rates[-1] < 0.1
+
+
+def test_bad_settings_and_broken_states_are_refused(text_side, tmp_path):
+    with pytest.raises(ConfigError, match="micro_batches: expected at most prompts=1"):
+        SftConfig(output=tmp_path, prompts=1, micro_batches=2)
+    with pytest.raises(ConfigError, match='optimizer: expected "adamw" or "muon"'):
+        run(SftConfig(output=tmp_path, tokenizer=text_side, steps=1, **{**SETTINGS, "optimizer": "sgd"}))
+    (tmp_path / STATE_FILE).write_bytes(b"no state")
+    with pytest.raises(CheckpointError, match="training_state.pt: expected a training state"):
+        run(SftConfig(output=tmp_path, tokenizer=text_side, steps=1, **SETTINGS))
+
+
+def test_command_line_continues_from_a_folder(trained, tmp_path, capsys):
+    flags = ["--prompts", "2", "--group", "1", "--micro-batches", "1", "--workers", "1", "--steps", "2", "--optimizer", "adamw", "--fp32"]
+    assert spct_main(["train", "sft", "-o", str(tmp_path / "next"), "--model", str(trained[0]), *flags]) == 0
+    assert "finished at step 2 of 2" in capsys.readouterr().err
+    assert (tmp_path / "next" / "model.safetensors").stat().st_size == (Path(trained[0]) / "model.safetensors").stat().st_size

@@ -1,0 +1,133 @@
+"""Judging tasks: disjoint splits, a strict best, demonstrations that parse and score as they claim, determinism."""
+
+import re
+import subprocess
+import sys
+from random import Random
+
+import pytest
+from spct.errors import ConfigError
+from spct.evaluation.embedded_test import permute_responses
+from spct.training.tasks import BUCKETS, DOMAINS, demonstrate, draw_item, draw_items, draw_principles, exact_scores, recite
+from spct.training.tasks.arithmetic import near_miss, steps_of_sum
+from spct.training.tasks.core import bucket, draw_problem, split_points
+from spct.voting import parse_scores
+
+ITEMS = {(split, domain): [draw_item(split, 5, i, domain=domain) for i in range(150)] for split in BUCKETS for domain in DOMAINS}
+EACH = pytest.mark.parametrize(("split", "domain"), sorted(ITEMS))
+
+
+@EACH
+def test_the_best_response_is_the_strict_maximum(split, domain):
+    for item in ITEMS[split, domain]:
+        recomputed = [
+            sum(w for w, c in zip(item.weights or [c.importance for c in item.criteria], item.criteria, strict=True) if c.met[i])
+            for i in range(len(item.responses))
+        ]
+        assert tuple(recomputed) == item.quality
+        if len(item.responses) == 1:
+            total = sum(item.weights or [c.importance for c in item.criteria])
+            assert (item.best == 0) == (item.quality[0] > total / 2)
+        else:
+            assert sorted(item.quality)[-1] > sorted(item.quality)[-2]
+            assert item.quality[item.best] == max(item.quality)
+        assert len(set(item.responses)) == len(item.responses)
+
+
+@EACH
+def test_demonstrations_parse_to_the_scores_that_their_checks_give(split, domain):
+    for n, item in enumerate(ITEMS[split, domain]):
+        order = list(range(len(item.responses)))
+        Random(n).shuffle(order)
+        text = demonstrate(item, tuple(order), Random(n))
+        assert re.fullmatch(r"Specific Criteria: .+\nAnalysis: .+\nScores: \\boxed\{\d+(, \d+)*\}", text)
+        shown = parse_scores(text, len(order), (1, 10))
+        assert shown is not None
+        in_request_order = tuple(shown[order.index(i)] for i in range(len(order)))
+        assert in_request_order == exact_scores(item, tuple(order), Random(n))
+
+
+def test_problems_of_different_splits_never_meet():
+    facts = {split: set() for split in BUCKETS}
+    for split in BUCKETS:
+        for domain, draw in DOMAINS.items():
+            rng = Random(f"{split} {domain}")
+            facts[split] |= {draw_problem(draw, split, rng).facts for _ in range(200)}
+    for split, owned in BUCKETS.items():
+        assert all(bucket(f) in owned for f in facts[split])
+    splits = list(BUCKETS)
+    for i, one in enumerate(splits):
+        for other in splits[i + 1 :]:
+            assert not facts[one] & facts[other]
+            assert not set(BUCKETS[one]) & set(BUCKETS[other])
+
+
+def test_items_depend_on_split_seed_and_index_alone():
+    program = "from spct.training.tasks import draw_item; print(draw_item('train', 3, 17))"
+    runs = {
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed, "PYTHONPATH": "engine"}).stdout
+        for seed in ("1", "2")
+    }
+    assert runs == {f"{draw_item('train', 3, 17)}\n"}
+    assert draw_item("train", 4, 17) != draw_item("train", 3, 17)
+    assert list(draw_items("train", 3, 20))[17] == draw_item("train", 3, 17)
+
+
+def test_every_shape_of_item_occurs():
+    items = [item for row in ITEMS.values() for item in row]
+    assert {len(i.responses) for i in items} == {1, 2, 3, 4}
+    assert any(i.reference for i in items) and any(i.principles for i in items)
+    assert any(i.best is None for i in items) and any(i.best == 0 and len(i.responses) == 1 for i in items)
+    decided_by_one = [
+        i for i in items if len(i.responses) == 2 and sum(c.met[0] != c.met[1] for c in i.criteria) == 1
+    ]
+    assert len(decided_by_one) > len(items) // 20
+
+
+def test_important_criteria_are_drawn_more_often():
+    item = next(i for i in ITEMS["train", "arithmetic"] if not i.weights and {c.importance for c in i.criteria} == {4, 2, 1})
+    drawn = [c.importance for seed in range(400) for c, _ in draw_principles(item, Random(seed))]
+    rate = {level: drawn.count(level) / sum(c.importance == level for c in item.criteria) for level in (4, 2, 1)}
+    assert rate[4] > rate[2] > rate[1]
+
+
+@pytest.mark.parametrize("importances", [(4,), (4, 2), (2, 1), (1, 1, 1), (4, 4, 1), (4, 1, 1), (2, 2, 2)])
+def test_points_add_up_to_nine(importances):
+    points = split_points(importances)
+    assert sum(points) == 9 and min(points) >= 1
+    assert list(points) == sorted(points, reverse=True)
+
+
+@pytest.mark.parametrize(("total", "addend", "sign", "end"), [(12, 35, "+", 47), (9, 8, "+", 17), (40, 20, "+", 60), (47, 35, "-", 12), (11, 9, "-", 2)])
+def test_steps_are_true(total, addend, sign, end):
+    text, outcome = steps_of_sum(total, addend, sign)
+    assert outcome == end
+    for left, op, right, result in re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", text):
+        assert int(left) + (int(right) if op == "+" else -int(right)) == int(result)
+
+
+def test_a_near_miss_is_wrong():
+    assert all(near_miss(Random(seed), right) != str(right) for seed in range(50) for right in (1, 10, 55, 99))
+
+
+def test_permuting_responses_keeps_queries_and_moves_every_response():
+    items = list(draw_items("embedded-test", 1, 400))
+    permuted = permute_responses(items)
+    assert [i.query for i in permuted] == [i.query for i in items]
+    assert sorted(r for i in permuted for r in i.responses) == sorted(r for i in items for r in i.responses)
+    assert sum(a.responses == b.responses for a, b in zip(items, permuted, strict=True)) < 10
+
+
+def test_recitals_come_from_the_prompt():
+    item = ITEMS["train", "table"][0]
+    order = tuple(range(len(item.responses)))
+    for seed in range(8):
+        label, text = recite(item, order, Random(seed)).split(": ", 1)
+        assert text == (item.query if label == "Query" else item.responses[int(label.split()[1]) - 1])
+
+
+def test_unknown_splits_and_domains_are_refused():
+    with pytest.raises(ConfigError, match="split: expected one of"):
+        draw_item("test", 0, 0)
+    with pytest.raises(ConfigError, match="domain: expected one of"):
+        draw_item("train", 0, 0, domain="law")
