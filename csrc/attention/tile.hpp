@@ -91,7 +91,7 @@ void load_values(const CacheView& cache, int64_t head, int64_t dim, const int32_
 template <int M>
 SPCT_INLINE void score_rows(const AttentionArgs& args, const RowState& state, int64_t row, const KeyTile& tile,
                             KeyRange keys, float (&scores)[M][kMaxTileKeys]) {
-  constexpr int P = panels_for(M) < 2 ? 1 : 2;
+  constexpr int P = panels_for(M);
   const int64_t dim = args.key_dim;
   const int last = (keys.end + kPanel - 1) / kPanel;
   int panel = keys.begin / kPanel;
@@ -105,6 +105,9 @@ SPCT_INLINE void score_rows(const AttentionArgs& args, const RowState& state, in
     panel += Panels;
   };
   while (panel + P <= last) compute.template operator()<P>();
+  if constexpr (P > 2) {
+    if (panel + 2 <= last) compute.template operator()<2>();
+  }
   while (panel < last) compute.template operator()<1>();
 }
 
@@ -162,7 +165,7 @@ template <int M>
   float alpha[M];
   score_rows<M>(args, state, row, tile, keys, scores);
   softmax_rows<M>(args, state, row, keys, scores, alpha);
-  constexpr int P = panels_for(M) < 2 ? 1 : 2;
+  constexpr int P = panels_for(M);
   const int64_t dim = args.value_dim;
   const auto accumulate = [&]<int Panels>(int64_t d) {
     float* out = state.out + row * dim + d;
@@ -178,6 +181,12 @@ template <int M>
   };
   int64_t d = 0;
   for (; d + P * kPanel <= dim; d += P * kPanel) accumulate.template operator()<P>(d);
+  if constexpr (P > 2) {
+    if (d + 2 * kPanel <= dim) {
+      accumulate.template operator()<2>(d);
+      d += 2 * kPanel;
+    }
+  }
   for (; d < dim; d += kPanel) accumulate.template operator()<1>(d);
 }
 

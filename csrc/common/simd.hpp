@@ -72,7 +72,7 @@ SPCT_INLINE vf fma(vf a, vf b, vf c) {
 #elif defined(__AVX2__)
   return _mm256_fmadd_ps(a, b, c);
 #elif defined(__aarch64__)
-  return vfmaq_f32(c, a, b);
+  return bits_as<vf>(vfmaq_f32(bits_as<float32x4_t>(c), bits_as<float32x4_t>(a), bits_as<float32x4_t>(b)));
 #else
   return a * b + c;
 #endif

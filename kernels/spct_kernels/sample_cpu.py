@@ -37,7 +37,7 @@ def token_logits_cpu(head: Head, lists: TokenLists) -> Tensor:
 
 
 def random_bits_cpu(seed: Tensor, position: Tensor, num_ids: int) -> Tensor:
-    """The bits of `philox.random_bits` as the C++ sampler makes them."""
+    """The bits of `philox.random_bits` as the C++ sampler makes them; `seed` and `position` as there."""
     bits: Tensor = cpu_ops().random_bits(seed.contiguous(), position.contiguous(), num_ids)
     return bits
 

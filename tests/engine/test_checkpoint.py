@@ -121,6 +121,20 @@ def test_mixed_storage_follows_the_matrices(folder):
     assert model.dtypes.scheme == "bf16" and model.decoder.weights.layers[0].qkv.panels.dtype == BF16
 
 
+def test_a_wider_matrix_among_others_keeps_its_numbers(folder):
+    """An fp32 head on a bf16 model: auto never rounds; an explicit dtype does."""
+    wide = ("lm_head.weight", "model.layers.1.self_attn.v_proj.weight")
+    tensors = {n: t if n in wide else t.bfloat16() for n, t in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    model = checkpoint.load(folder)
+    assert model.dtypes.scheme == "bf16" and model.decoder.weights.layers[1].qkv.scheme == "fp32"
+    torch.testing.assert_close(model.decoder.head.lm_head.unpack(), tensors["lm_head.weight"], atol=0, rtol=0)
+    assert checkpoint.load(folder, dtype="bf16").decoder.head.lm_head.scheme == "bf16"
+    before = teacher_forced(model, TOKENS)
+    checkpoint.replace_weights(model, tensors)
+    assert torch.equal(teacher_forced(model, TOKENS), before)
+
+
 def test_kv_layout(tmp_path):
     spec = checkpoint.load(write_tiny(tmp_path, BY_NAME["gemma2"])).spec
     assert [layer.kv.window for layer in spec.layers] == [12, None, 12]

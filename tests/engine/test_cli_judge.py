@@ -58,7 +58,7 @@ def test_a_meta_score_is_shown(tiny_folder_with_meta_head, capsys):
         (("--query", "q"), 2, "--response"),
         (("--response", "a"), 2, "--query"),
         (("--query", "q", "--response", "a", "--samples", "0"), 2, "samples"),
-        (("--query", "q", "--response", "a", "--samples", "9999"), 1, "9999"),
+        (("--query", "q", "--response", "a", "--samples", "9999"), 2, "9999"),
         (("--query", "x" * 600, "--response", "a"), 1, "512"),
         (("--query", "\udcff", "--response", "a"), 2, "surrogate"),
         (("--query", "q", "--response", "a", "--model", "/nowhere"), 2, "/nowhere"),

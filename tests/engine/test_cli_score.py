@@ -127,10 +127,6 @@ def test_an_empty_input_gives_an_empty_file(tmp_path, model, data):
 
 
 def test_stdin_to_stdout_puts_only_rows_there(tmp_path, model, capfd, monkeypatch):
-    class Stdin:
-        buffer = open(write_rows(tmp_path / "in.jsonl", numbered(3)), "rb")  # noqa: SIM115 - closed below
-        isatty = staticmethod(lambda: False)
-
     original = Engine.score_batch
 
     def noisy(self, *args, **kwargs):
@@ -138,10 +134,10 @@ def test_stdin_to_stdout_puts_only_rows_there(tmp_path, model, capfd, monkeypatc
         os.write(1, b"from C code\n")
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(sys, "stdin", Stdin)
     monkeypatch.setattr(Engine, "score_batch", noisy)
-    assert spct("score", *model) == 0
-    Stdin.buffer.close()
+    with open(write_rows(tmp_path / "in.jsonl", numbered(3))) as source:
+        monkeypatch.setattr(sys, "stdin", source)
+        assert spct("score", *model) == 0
     printed = capfd.readouterr()
     assert sorted(json.loads(text)["id"] for text in printed.out.splitlines()) == [0, 1, 2]
     assert "from C code" in printed.err and "3 judged" in printed.err
@@ -152,6 +148,7 @@ def test_stdin_to_stdout_puts_only_rows_there(tmp_path, model, capfd, monkeypatc
     [
         (("--samples", "0"), "samples"),
         (("--samples", "many"), "--samples"),
+        (("--samples", "4097"), "max_samples=4096"),
         (("--temperature", "nan"), "temperature"),
         (("--temperature", "-1"), "temperature"),
         (("--top-p", "0"), "top_p"),

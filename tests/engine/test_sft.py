@@ -26,7 +26,9 @@ from transformers import AutoModelForCausalLM
 
 TEMPLATE = "{{ query }}\n{% if reference %}= {{ reference }}\n{% endif %}{% if principles %}{{ principles }}\n{% endif %}{% for r in responses %}[{{ loop.index }}]\n{{ r }}\n{% endfor %}"
 TINY = ModelSize(width=32, layers=2, heads=2, kv_heads=1, mlp_width=64)
-SETTINGS = dict(size=TINY, prompts=2, group=2, micro_batches=2, workers=1, warmup=2, decay=4, easy_steps=2, drill_steps=2, recite_steps=3, lr=1e-2)
+SETTINGS = dict(
+    size=TINY, prompts=2, group=2, micro_batches=2, workers=1, warmup=2, decay=4, easy_steps=2, small_steps=2, recite_steps=3, lr=1e-2
+)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,14 @@ def test_batches_depend_on_seed_and_step_alone(trained):
 
 def test_tokenizer_is_lossless_on_any_text(text_side):
     prompt = JudgePrompt(text_side)
-    for text in ["", "a  b\n\n\tc", "12.50 €, naïve 日本語 🙂", "[The Begin of Response 1] #### x ####", "\\boxed{10} <|end|>", "\x00\u2028\r\n"]:
+    for text in [
+        "",
+        "a  b\n\n\tc",
+        "12.50 €, naïve 日本語 🙂",
+        "[The Begin of Response 1] #### x ####",
+        "\\boxed{10} <|end|>",
+        "\x00\u2028\r\n",
+    ]:
         assert prompt.decode(prompt.encode_text(text)) == text
     assert len(prompt.encode_text(" 4711")) == 4
 

@@ -42,9 +42,10 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(scheme, shape, threads):
     weight, bias, x = pack(random(outputs, inputs), scheme), random(outputs, seed=1), random(300, inputs, seed=2)
     threads(1)
     alone = torch.cat([linear(x[row : row + 1], weight, bias) for row in range(300)])
+    some = (1, 2, 11, 12, 13, 24, 25, 31, 47, 64, 97, 192, 193, 299, 300)
     for count in (1, 2):
         threads(count)
-        for rows in range(1, 301):
+        for rows in range(1, 301) if scheme == "fp32" else some:
             assert torch.equal(linear(x[300 - rows :], weight, bias), alone[300 - rows :]), (rows, count)
 
 

@@ -121,17 +121,15 @@ def test_empty_plans():
 
 
 def test_assign_is_quick_enough_for_a_step():
-    rows, nodes = 64, 100
+    # One prefix, 35 orders, 64 samples: 100 nodes.
+    lengths = [300] + [20] * 35 + [7] * 64
     tree = {
-        "node_parent": [-1] + [0] * 35 + list(range(1, 36)) * 2,
-        "node_offset": [0] + [300 + 4 * node for node in range(105)] + [300 + 4 * 105],
-        "node_slots": list(range(300 + 4 * 105)),
+        "node_parent": [-1] + [0] * 35 + [1 + sample * 35 // 64 for sample in range(64)],
+        "node_offset": np.cumsum([0, *lengths]),
+        "node_slots": range(sum(lengths)),
+        "row_node": range(36, 100),
+        "row_position": [326] * 64,
     }
-    tree["node_parent"] = tree["node_parent"][:nodes]
-    tree["node_offset"] = tree["node_offset"][:nodes] + [len(tree["node_slots"])]
-    tree["row_node"] = [36 + index for index in range(rows)][: nodes - 36]
-    tree["row_node"].sort(key=lambda node: tree["node_parent"][node])
-    tree["row_position"] = [300] * len(tree["row_node"])
     arrays = {name: np.array(values, dtype=np.int32) for name, values in tree.items()}
     plan = AttentionPlan.build(**arrays, **SHAPE)
     times = []

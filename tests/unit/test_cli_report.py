@@ -93,6 +93,14 @@ def test_an_overview_has_a_line_per_request():
     assert lines[2].split() == ["7", "5", "5", "-", "1/1", "60", "1.5", "s", "outside:", "words"]
 
 
+def test_long_texts_leave_the_numbers_alone():
+    rows = [(ScoreRequest("q", ["a", "b"], id="an id of some length"), judgement(sample((9, 3))), "outside: " + "words " * 50)]
+    (line,) = [line for line in render(report.overview_table(rows), 90).splitlines() if "17" in line]
+    assert line.startswith("an id of some length  17  5") and "1.5 s  outside: words words" in line and line.endswith("…")
+    table = render(report.rewards_table(["long " * 100, "short"], judgement(sample((9, 3)))), 60).splitlines()
+    assert table[1].split()[:5] == ["*", "0", "17", "0.5", "long"] and table[2].split() == ["1", "5", "1.25", "short"]
+
+
 def test_a_request_is_reported_with_all_its_parts():
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "well?"}]
     printed = render(report.request_report(ScoreRequest(turns, ["a"], reference="ref")))

@@ -53,7 +53,10 @@ def test_intervals_hold_the_mean_and_narrow_with_more_items():
 
 def test_report_has_the_contract_keys():
     truths = [Truth("a", 2, 0), Truth("b", 1, None)]
-    samples = [[DrawnSample((9, 1), 1.0, -0.1), DrawnSample((1, 9), -1.0, -0.2)], [DrawnSample((2,), 0.0, -0.1), DrawnSample(None, 0.0, -0.3)]]
+    samples = [
+        [DrawnSample((9, 1), 1.0, -0.1), DrawnSample((1, 9), -1.0, -0.2)],
+        [DrawnSample((2,), 0.0, -0.1), DrawnSample(None, 0.0, -0.3)],
+    ]
     report = accuracy_report(truths, samples, (1, 2), (1, 10))
     json.dumps(report, allow_nan=False)
     assert report["items"] == 2 and report["valid_rate"] == 0.75 and report["chance"] == 0.5

@@ -2,12 +2,14 @@
 
 import io
 import json
+import random
 
 import pytest
 from hostile_rows import DEEP, GOOD, HOSTILE, line
 
 from spct.cli import jsonl
 from spct.cli.jsonl import parse_request, read_rows, recover_id
+from spct.cli.rows import error_row
 from spct.errors import InputError
 
 
@@ -139,3 +141,37 @@ def test_input_is_read_lazily():
 def test_numbers_at_the_edge_are_kept():
     request = parse_request(line(seed=2**63 - 1, id=2**64 - 1))
     assert (request.seed, request.id) == (2**63 - 1, 2**64 - 1)
+
+
+def test_damaged_lines_give_one_row_each_and_nothing_but_input_errors():
+    rng = random.Random(20)
+    good = [line(), line(query="é漢字🙂\\ \n"), line(responses=["a" * 50, "b"], reference="r", seed=5)]
+    bad = [data for data, _ in HOSTILE.values() if 0 < len(data) < 2000]
+    lines = []
+    for _ in range(3000):
+        data = bytearray(rng.choice(rng.choice([good, bad])))
+        for _ in range(rng.randrange(1, 3)):
+            at = rng.randrange(len(data) + 1)
+            kind = rng.randrange(4)
+            if kind == 0 and data:
+                data[min(at, len(data) - 1)] = rng.randrange(256)
+            elif kind == 1:
+                del data[at : at + rng.randrange(1, 9)]
+            elif kind == 2:
+                data[at:at] = rng.choice([b'"', b"\\", b"{", b"[", b"\\ud83d", b"\xf0\x9f", b"\0", b"1e999", b"NaN", b'"id":'])
+            else:
+                data[at:at] = data[at // 2 : at]
+        lines.append(bytes(data).replace(b"\n", b" ") or b"x")
+    lines = [data for data in lines if data.strip()]
+    rows = rows_of(b"\n".join(lines))
+    assert len(rows) == len(lines) and len({row.key for row in rows}) == len(rows)
+    refused = [row for row in rows if row.error is not None]
+    assert len(refused) > 1000 and len(rows) - len(refused) > 100
+    for row in refused:
+        told = json.loads(error_row(row, row.error, {"weights": "a"}).decode("utf-8"))
+        assert told["id"] == row.id and told["error"]["type"] == "InputError" and told["error"]["message"]
+
+
+def test_a_message_is_short_however_long_the_row():
+    (row,) = rows_of(b'{"query": [{"role": "' + b"x" * 100_000 + b'", "content": "a"}], "responses": ["a"]}')
+    assert len(json.loads(error_row(row, row.error, {}))["error"]["message"]) <= 1001

@@ -2,6 +2,7 @@
 
 import os
 import random
+import threading
 import time
 
 import pytest
@@ -80,6 +81,16 @@ def test_lines_do_not_depend_on_how_they_arrive(pipe):
             found.append(lines.readline(LIMIT))
     close()
     assert found + all_lines(lines) == data.splitlines(keepends=True)
+
+
+def test_a_pipe_that_does_not_block_is_waited_for(pipe):
+    lines, send, close = pipe
+    os.set_blocking(lines.fileno(), False)
+    timer = threading.Timer(0.1, lambda: (send(b"b\n"), close()))
+    send(b"a")
+    timer.start()
+    assert all_lines(lines) == [b"ab\n"]
+    timer.join()
 
 
 def test_one_line_of_many_pieces_is_quick(tmp_path, monkeypatch):

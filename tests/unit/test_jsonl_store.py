@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -265,6 +266,36 @@ def test_a_device_takes_rows_but_is_never_resumed():
     for path in ("/dev/null", "-"):
         with pytest.raises(ConfigError, match="resume"):
             OutputStore.open(path, "resume")
+
+
+def test_a_full_pipe_that_does_not_block_is_waited_for():
+    read, write = os.pipe()
+    kept = os.dup(1)
+    os.dup2(write, 1)
+    os.set_blocking(1, False)
+    try:
+        store = OutputStore.open("-", "new")
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(write)
+    received = bytearray()
+
+    def drain():
+        while chunk := os.read(read, 5000):
+            received.extend(chunk)
+
+    reader = threading.Thread(target=drain)
+    threading.Timer(0.1, reader.start).start()
+    rows = [row(f"k{i}", text="x" * 100_000) for i in range(3)]
+    with store:
+        store.begin(RUN)
+        for data in rows:
+            store.append(data)
+        store.commit()
+    reader.join(30)
+    os.close(read)
+    assert bytes(received) == lines(*rows)
 
 
 def test_an_unsynced_file_is_no_success(tmp_path, monkeypatch):

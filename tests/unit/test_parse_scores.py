@@ -103,6 +103,8 @@ def test_what_is_refused(content):
         r"\boxed",
         "\\",
         r"\boxed{7, 8",
+        r"\boxed{7, 8.",
+        r"\boxed{7, 8 ",
         r"\boxed{",
         r"\Boxed{7, 8}",
         r"\boxed{5, 5} and then \boxed{7, 8",

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import tiny_tokenizers as tiny
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from spct.errors import CapacityError, CheckpointError, InputError
 from spct.prompting import JudgePrompt
@@ -218,7 +219,7 @@ def test_decode_shows_everything_and_survives_cut_characters(tmp_path):
 
 @pytest.mark.parametrize("kind", ["wordlevel", "wordlevel without unk", "bpe", "bpe without unk"])
 def test_a_character_without_a_token_is_an_input_error(kind, tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models
 
     kind, _, without = kind.partition(" ")
     unk = {"unk_token": "<unk>"} if not without else {"unk_token": "nosuch"} if kind == "wordlevel" else {}
@@ -275,6 +276,25 @@ def test_a_request_that_can_never_fit_is_refused_before_it_is_encoded(kind, tmp_
     for _ in range(100):
         request = ScoreRequest("".join(rng.choices(pieces, k=40)), [rng.choice(pieces) * 60])
         assert prompt.encode(request, max_tokens=len(prompt.encode(request))), "a request that fits is never refused"
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("normalizer", normalizers.Replace(Regex(" {2,}"), " ")),
+        ("normalizer", normalizers.Sequence([normalizers.NFC(), normalizers.Strip()])),
+        ("normalizer", normalizers.Replace("ab", "c")),
+        ("pre_tokenizer", pre_tokenizers.Split(Regex(r"\s+"), "removed")),
+        ("pre_tokenizer", pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel()])),
+    ],
+)
+def test_where_text_can_shrink_nothing_is_refused_by_its_length(part, value, tmp_path):
+    folder = tiny.write_folder(tmp_path)
+    tokenizer = tiny.byte_bpe()
+    assert JudgePrompt(folder).tokenizer.max_chars is not None
+    setattr(tokenizer, part, value)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert JudgePrompt(folder).tokenizer.max_chars is None
 
 
 def test_a_malformed_tokenizer_is_a_checkpoint_error(tmp_path):

@@ -65,7 +65,13 @@ def test_problems_of_different_splits_never_meet():
 def test_items_depend_on_split_seed_and_index_alone():
     program = "from spct.training.tasks import draw_item; print(draw_item('train', 3, 17))"
     runs = {
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed, "PYTHONPATH": "engine"}).stdout
+        subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": "engine"},
+        ).stdout
         for seed in ("1", "2")
     }
     assert runs == {f"{draw_item('train', 3, 17)}\n"}
@@ -78,9 +84,7 @@ def test_every_shape_of_item_occurs():
     assert {len(i.responses) for i in items} == {1, 2, 3, 4}
     assert any(i.reference for i in items) and any(i.principles for i in items)
     assert any(i.best is None for i in items) and any(i.best == 0 and len(i.responses) == 1 for i in items)
-    decided_by_one = [
-        i for i in items if len(i.responses) == 2 and sum(c.met[0] != c.met[1] for c in i.criteria) == 1
-    ]
+    decided_by_one = [i for i in items if len(i.responses) == 2 and sum(c.met[0] != c.met[1] for c in i.criteria) == 1]
     assert len(decided_by_one) > len(items) // 20
 
 
@@ -98,7 +102,9 @@ def test_points_add_up_to_nine(importances):
     assert list(points) == sorted(points, reverse=True)
 
 
-@pytest.mark.parametrize(("total", "addend", "sign", "end"), [(12, 35, "+", 47), (9, 8, "+", 17), (40, 20, "+", 60), (47, 35, "-", 12), (11, 9, "-", 2)])
+@pytest.mark.parametrize(
+    ("total", "addend", "sign", "end"), [(12, 35, "+", 47), (9, 8, "+", 17), (40, 20, "+", 60), (47, 35, "-", 12), (11, 9, "-", 2)]
+)
 def test_steps_are_true(total, addend, sign, end):
     text, outcome = steps_of_sum(total, addend, sign)
     assert outcome == end

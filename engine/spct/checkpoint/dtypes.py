@@ -28,13 +28,15 @@ class DtypePlan:
     """Number formats of one loaded model.
 
     scheme       `pack` scheme of the linear layers
-    weights      dtype of the embedding, and what the linear layers are read into before packing
+    weights      dtype of the embedding and of the linear layers
+    as_stored    a matrix that is stored in another dtype than most is kept in that, so that nothing is lost
     activations  the residual stream and the queries
     kv           a default for the KV cache
     """
 
     scheme: str
     weights: torch.dtype
+    as_stored: bool
     activations: torch.dtype
     kv: torch.dtype
 
@@ -74,4 +76,9 @@ def plan_dtypes(dtype: str | torch.dtype, weights: str, stored: torch.dtype, dev
     on_cpu = device.type == "cpu"
     activations = torch.float32 if on_cpu else (asked or stored)
     kv = asked or (torch.float32 if on_cpu else stored)
-    return DtypePlan(_SCHEMES[kept], kept, activations, kv)
+    return DtypePlan(_SCHEMES[kept], kept, asked is None and weights == "auto", activations, kv)
+
+
+def scheme_of(dtype: torch.dtype) -> str:
+    """The `pack` scheme that keeps a dtype's numbers as they are."""
+    return _SCHEMES[dtype]

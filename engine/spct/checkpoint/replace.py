@@ -61,7 +61,6 @@ class _Replacement:
 
     def __init__(self, model: LoadedModel, scan: bool) -> None:
         self.decoder = model.decoder
-        self.dtypes = model.dtypes
         self.scan = scan
         spec = model.spec
         self.owner = {piece.name: parameter for parameter in parameters(spec) for piece in parameter.pieces}
@@ -122,8 +121,19 @@ class _Replacement:
             self._place(name, tensor)
 
     def _dtype(self, name: str) -> torch.dtype:
-        parameter = self.owner.get(name)
-        return torch.float32 if parameter is None or parameter.kind == "vector" else self.dtypes.weights
+        if name not in self.owner:
+            return torch.float32
+        present = self._present(self.owner[name])
+        return present.panels.dtype if isinstance(present, PackedLinear) else present.dtype
+
+    def _present(self, parameter: Parameter) -> Tensor | PackedLinear:
+        weights = self.decoder.weights
+        owner: object = weights if parameter.layer is None else weights.layers[parameter.layer]
+        if parameter.layer is None and parameter.key != "embedding":
+            owner = weights.head
+        present = getattr(owner, "norm_weight" if parameter.key == "final_norm" else parameter.key)
+        assert isinstance(present, Tensor | PackedLinear)
+        return present
 
     def _place(self, name: str, tensor: Tensor) -> None:
         # Copied at once: a stream may reuse one buffer for every tensor that it yields.
@@ -138,14 +148,10 @@ class _Replacement:
             self._install(parameter, self.begun.pop(key))
 
     def _install(self, parameter: Parameter, joined: Tensor) -> None:
-        weights = self.decoder.weights
         if parameter.offset:
             joined += parameter.offset
-        owner: object = weights if parameter.layer is None else weights.layers[parameter.layer]
-        if parameter.layer is None and parameter.key != "embedding":
-            owner = weights.head
         # In the memory of the old weights, so that a captured step and whoever shares the matrix see the new ones.
-        present = getattr(owner, "norm_weight" if parameter.key == "final_norm" else parameter.key)
+        present = self._present(parameter)
         if isinstance(present, PackedLinear):
             present.replace(joined)
         else:

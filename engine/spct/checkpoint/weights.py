@@ -6,6 +6,7 @@ each page is given back once it has been copied.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spct.checkpoint.adapter import LowRank
-from spct.checkpoint.dtypes import DtypePlan
+from spct.checkpoint.dtypes import DtypePlan, scheme_of
 from spct.checkpoint.shards import Shards
 from spct.errors import CheckpointError
 from spct.layers.decoder_layer import LayerWeights
@@ -111,22 +112,31 @@ class WeightReader:
 
         Raises: CheckpointError for a number that isn't finite, unless the scan is off.
         """
+        dtype = self._dtype(parameter)
         if parameter.kind == "linear":
-            packed = empty_packed(parameter, self.plan.scheme, self.device)
+            packed = empty_packed(parameter, scheme_of(dtype), self.device)
             panel = packed.panels.shape[-1]
             if all(piece.start % panel == 0 for piece in parameter.pieces):
                 for piece in parameter.pieces:
-                    for start, rows in self._rows(piece, self.plan.weights, panel):
+                    for start, rows in self._rows(piece, dtype, panel):
                         part = packed.panels[start // panel : -(-(start + rows.shape[0]) // panel)]
                         PackedLinear(part, packed.scheme, (rows.shape[0], rows.shape[1])).replace(rows)
                 return packed
             # A piece that begins within a panel: joined first, so that one parameter is held twice for a moment.
-            packed.replace(self._joined(parameter, self.plan.weights))
+            packed.replace(self._joined(parameter, dtype))
             return packed
-        target = self._joined(parameter, torch.float32 if parameter.kind == "vector" else self.plan.weights)
+        target = self._joined(parameter, dtype)
         if parameter.offset:
             target += parameter.offset
         return target
+
+    def _dtype(self, parameter: Parameter) -> torch.dtype:
+        if parameter.kind == "vector":
+            return torch.float32
+        if not self.plan.as_stored:
+            return self.plan.weights
+        stored = [self.shards.file_of[piece.name].float_dtype(piece.name) for piece in parameter.pieces]
+        return functools.reduce(torch.promote_types, stored)
 
     def _joined(self, parameter: Parameter, dtype: torch.dtype) -> Tensor:
         target = torch.empty(parameter.shape, dtype=dtype, device=self.device)
@@ -177,7 +187,7 @@ def assemble(spec: ModelSpec, own: dict[str, object], layers: list[dict[str, obj
     head = OutputHead(final_norm, spec.norm_eps, lm_head, spec.final_softcap)
     return DecoderWeights(
         embedding=embedding,
-        layers=[LayerWeights(**layer) for layer in layers],  # type: ignore[arg-type]  # as above
+        layers=[LayerWeights(**layer) for layer in layers],  # type: ignore[arg-type]  # values of one dict differ in type
         head=head,
         activation_dtype=activations,
     )

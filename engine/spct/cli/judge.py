@@ -12,6 +12,7 @@ from spct.cli.console import waiting
 from spct.cli.exit_codes import EXIT_OK
 from spct.cli.jsonl import InputRow, row_key
 from spct.cli.rows import judgement_row, run_parts
+from spct.config import EngineConfig
 from spct.engine import Engine
 from spct.types import ScoreRequest
 
@@ -22,6 +23,7 @@ def main(args: Namespace) -> int:
     Raises: SpctError if the flags, the model or the request can't be used.
     """
     sampling, voting = options.sampling_params(args), options.voting_params(args)
+    options.check_samples(sampling, EngineConfig.create(options.engine_options(args)))
     request = ScoreRequest(query=args.query, responses=args.responses, reference=args.reference, principles=args.principles)
     with waiting("loading"), Engine.from_pretrained(args.model, **options.engine_options(args)) as engine:
         with waiting("judging"):

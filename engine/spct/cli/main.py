@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ import spct
 from spct.cli.exit_codes import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from spct.errors import ConfigError, InputError, SpctError
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _EPILOG = """\
 exit codes: 0 done, 1 runtime failure, 2 usage, 3 finished with error rows, 130 interrupted
 environment: SPCT_DEVICE, SPCT_DTYPE, SPCT_KV_MEMORY, ... set engine options (see `spct info`); flags win over them
@@ -42,7 +45,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns the exit code; every expected failure is one message on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    _open_missing_streams()
+    _prepare_streams()
     try:
         # A shell starts background jobs with SIGINT ignored; who sends it by hand still wants a file that can be resumed.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -97,8 +100,11 @@ def _run(argv: list[str]) -> int:
     return int(_load(command.run)(parsed))
 
 
-def _open_missing_streams() -> None:
-    """Gives streams that the caller closed a descriptor, so that no file of ours gets theirs (and a library's messages)."""
+def _prepare_streams() -> None:
+    """Makes sure that anything can be printed.
+
+    Streams that the caller closed get a descriptor, so that no file of ours gets theirs, and a library's messages with it.
+    """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)
@@ -108,6 +114,9 @@ def _open_missing_streams() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A model writes characters that a terminal's encoding may lack; stderr is set up like this by Python itself.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _drop_what_stdout_cannot_take() -> None:
@@ -130,7 +139,8 @@ def _load(where: str) -> Callable[[argparse.ArgumentParser | argparse.Namespace]
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"spct: {message}", file=sys.stderr)
+    # A message may quote what it refuses, which may hold escape sequences.
+    print(f"spct: {_CONTROL.sub('?', message)}", file=sys.stderr)
     return code
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
+from spct.config import EngineConfig
+from spct.errors import ConfigError
 from spct.types import SamplingParams, VotingParams
 
 _SAMPLING = ("samples", "seed", "temperature", "top_p", "top_k", "min_p", "max_tokens")
@@ -91,6 +93,12 @@ def sampling_params(args: Namespace) -> SamplingParams:
 def voting_params(args: Namespace) -> VotingParams:
     """The voting that the flags ask for. Raises: ConfigError if a value is out of range."""
     return VotingParams(**{_VOTING[name]: value for name, value in _given(args, tuple(_VOTING)).items()})
+
+
+def check_samples(sampling: SamplingParams, config: EngineConfig) -> None:
+    """Refuses samples that the engine can never hold. Raises: ConfigError."""
+    if sampling.samples > config.max_samples:
+        raise ConfigError(f"--samples: expected at most max_samples={config.max_samples} (SPCT_MAX_SAMPLES), got {sampling.samples}")
 
 
 def engine_options(args: Namespace) -> dict[str, Any]:

@@ -49,10 +49,10 @@ def sections(text: str) -> tuple[str, str, str] | None:
 
 def overview_table(rows: Sequence[tuple[ScoreRequest, Judgement, str]]) -> Table:
     """A line per request: rewards, best response, votes, tokens, time, and what its note says."""
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, expand=True)
     for heading in ("id", "rewards", "best", "votes", "tokens", "time"):
         table.add_column(heading, justify="left" if heading in ("id", "rewards") else "right", no_wrap=True)
-    table.add_column("")
+    table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
     for request, judgement, remark in rows:
         table.add_row(
             printable(str(request.id)),
@@ -92,10 +92,10 @@ def print_judgement(console: Console, request: ScoreRequest, judgement: Judgemen
 
 def rewards_table(responses: Sequence[str], judgement: Judgement) -> Table:
     """A line per response: reward, spread of the votes, the beginning of its text; the best one is marked."""
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, expand=True)
     for heading in ("", "response", "reward", "stdev"):
         table.add_column(heading, justify="right" if heading in ("reward", "stdev") else "left")
-    table.add_column("text", overflow="ellipsis", no_wrap=True)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     for i, response in enumerate(responses):
         mark = "*" if judgement.best == i else ""
         table.add_row(mark, str(i), number(judgement.rewards[i]), number(judgement.stdev[i]), printable(" ".join(response.split())))

@@ -17,6 +17,7 @@ from spct.cli.jsonl import InputRow, read_rows
 from spct.cli.rows import error_row, judgement_row, run_parts
 from spct.cli.source import Source, open_source
 from spct.cli.store import Mode, OutputStore
+from spct.config import EngineConfig
 from spct.engine import Engine
 from spct.errors import ConfigError
 from spct.types import Judgement, SamplingParams, ScoreRequest, VotingParams
@@ -28,6 +29,7 @@ def main(args: Namespace) -> int:
     Raises: ConfigError if flags, input or output can't be used; SpctError or OSError if the run can't go on.
     """
     sampling, voting = options.sampling_params(args), options.voting_params(args)
+    options.check_samples(sampling, EngineConfig.create(options.engine_options(args)))
     if args.overwrite and (args.resume or args.retry_errors):
         raise ConfigError("--overwrite: can't be used with --resume or --retry-errors; one replaces OUT, the others continue it")
     with open_source(args.input) as source:

@@ -14,6 +14,8 @@ from spct.cli.console import note
 from spct.errors import ConfigError
 
 _CHUNK_BYTES = 2**18
+# How long a writer that is about to write is waited for, before the batch is drained without it: a few steps of the engine.
+_GRACE_MS = 50
 _NOT_BLANK = re.compile(rb"\S")
 
 
@@ -64,7 +66,7 @@ class Source:
             if text is not None and self._buffer.find(b"\n", max(text.start(), searched)) >= 0:
                 return True
             searched = len(self._buffer)
-            if not self._poll.poll(0):
+            if not self._poll.poll(_GRACE_MS):
                 return False
             self._fill()
         return True
@@ -80,7 +82,12 @@ class Source:
         return total
 
     def _fill(self) -> None:
-        chunk = os.read(self._file, _CHUNK_BYTES)
+        try:
+            chunk = os.read(self._file, _CHUNK_BYTES)
+        except BlockingIOError:
+            # Whoever shares a pipe with us may have made it non-blocking.
+            self._poll.poll()
+            return
         self._buffer += chunk
         self._at_end = not chunk
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import stat
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Literal, Self
@@ -135,7 +136,12 @@ class OutputStore:
         view = memoryview(data)
         while view:
             position = self._end + len(data) - len(view)
-            count = os.pwrite(self._file, view, position) if self._is_file else os.write(self._file, view)
+            try:
+                count = os.pwrite(self._file, view, position) if self._is_file else os.write(self._file, view)
+            except BlockingIOError:
+                # Whoever shares a pipe with us may have made it non-blocking.
+                select.select([], [self._file], [])
+                continue
             view = view[count:]
         self._end += len(data)
 
@@ -230,9 +236,16 @@ def _open_locked(path: str) -> int:
 
 
 def _sync_folder(folder: str) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Makes the file's name durable, where the file system lets us."""
+    try:
+        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return
     try:
         os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(file)
 

@@ -18,13 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `spct eval`."""
     parser.add_argument("data", metavar="embedded-test", help="the held-out split of the embedded model's tasks")
     parser.add_argument("--model", default="embedded", metavar="M", help='"embedded" (default), a folder, or a hub id')
-    parser.add_argument("--samples", default="1,2,4,8,16,32", metavar="K,…", help="numbers of votes; the largest is drawn (default 1,2,4,8,16,32)")
+    parser.add_argument(
+        "--samples", default="1,2,4,8,16,32", metavar="K,…", help="numbers of votes; the largest is drawn (default 1,2,4,8,16,32)"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default 1")
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help=f"per sample (default {MAX_TOKENS})")
     parser.add_argument("--limit", type=int, metavar="N", help="items, the domains in turn (default 2000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default 0)")
     parser.add_argument("--data-seed", type=int, metavar="N", help="draw a fresh split from the same held-out problems")
-    parser.add_argument("--permute", action="store_true", help="control: every query gets the responses of another; accuracy must fall to chance")
+    parser.add_argument(
+        "--permute", action="store_true", help="control: every query gets the responses of another; accuracy must fall to chance"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="write DIR/accuracy.json and DIR/accuracy.png")
     parser.add_argument("--dry-run", action="store_true", help="load and count the items, without a model")
 

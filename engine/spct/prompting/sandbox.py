@@ -129,7 +129,10 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return self.concat(str(value) for value in values)
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: object, right: object) -> object:
-        """Pay for an operator and refuse one whose result would be huge."""
+        """Pay for an operator and refuse one whose result would be huge.
+
+        Raises: ConfigError.
+        """
         limits.spend(left, right)
         if operator == "*":
             limits.check_product(left, right)
@@ -140,7 +143,10 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return limits.bounded(super().call_binop(context, operator, left, right))
 
     def call(self, context: jinja2.runtime.Context, function: object, /, *args: object, **kwargs: object) -> object:
-        """Pay for a call and bound what it gives."""
+        """Pay for a call and bound what it gives.
+
+        Raises: ConfigError if that is too large.
+        """
         limits.spend(*args, *kwargs.values())
         limits.check_method(function, args)
         if isinstance(function, jinja2.runtime.LoopContext) and args:

@@ -91,7 +91,7 @@ def drops_unknown(model: Mapping[str, Any], pre_tokenizer: dict[str, Any] | None
 def max_chars_per_token(spec: Mapping[str, Any]) -> int | None:
     """Give the most characters of a text that one token can stand for; None where the tokenizer may drop text without a trace."""
     kept = all(
-        part.get("type") in _KEEPING_NORMALIZERS or (part.get("type") == "Replace" and len(part.get("content", "")) == 1)
+        part.get("type") in _KEEPING_NORMALIZERS or (part.get("type") == "Replace" and _keeps_length(part))
         for part in _walk(spec.get("normalizer"))
     )
     split = all(
@@ -103,6 +103,11 @@ def max_chars_per_token(spec: Mapping[str, Any]) -> int | None:
     longest = max((len(piece) for piece in _pieces(spec["model"]["vocab"])), default=1)
     added = max((len(token["content"]) for token in spec["added_tokens"]), default=1)
     return _MAX_COMPOSED * max(longest, added)
+
+
+def _keeps_length(replace: Mapping[str, Any]) -> bool:
+    pattern = replace["pattern"].get("String")
+    return pattern is not None and len(pattern) <= len(replace["content"])
 
 
 def _pieces(vocab: Mapping[str, int] | list[tuple[str, float]]) -> Iterable[str]:

@@ -106,11 +106,6 @@ class SafeTokenizer:
         """Decode; control tokens are shown, incomplete UTF-8 becomes U+FFFD."""
         return str(self._inner.decode(list(ids), skip_special_tokens=False))
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
-        return int(self._whole.get_vocab_size(with_added_tokens=True))
-
     def _declare(self, folder: TextFolder) -> None:
         """Add what the folder's other files call special or added and the vocabulary holds, as transformers does.
 

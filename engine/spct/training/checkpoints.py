@@ -35,7 +35,9 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: expected a training state, could not read it: {str(error).splitlines()[0]}; remove it to start afresh") from None
+        raise CheckpointError(
+            f"{path}: expected a training state, could not read it: {str(error).splitlines()[0]}; remove it to start afresh"
+        ) from None
     if not isinstance(state, dict) or "step" not in state:
         raise CheckpointError(f"{path}: expected a training state with a step, got {type(state).__name__}; remove it to start afresh")
     return state

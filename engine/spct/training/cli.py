@@ -36,9 +36,13 @@ def main(args: argparse.Namespace) -> int:
 
 def add_sft_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `spct train sft`."""
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the model; an interrupted run resumes there")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the model; an interrupted run resumes there"
+    )
     parser.add_argument("--model", type=Path, metavar="DIR", help="Llama-family folder to start from (default: a fresh small model)")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder whose tokenizer a fresh model takes (default: trained on the tasks)")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="folder whose tokenizer a fresh model takes (default: trained on the tasks)"
+    )
     parser.add_argument("--template", type=Path, metavar="FILE", help="judge template of a fresh model (default: the embedded model's)")
     run = parser.add_argument_group("length")
     run.add_argument("--steps", type=int, default=6000, metavar="N", help="steps of the whole run (default 6000)")
@@ -53,8 +57,12 @@ def add_sft_arguments(parser: argparse.ArgumentParser) -> None:
     learning.add_argument("--prompts", type=int, default=8, metavar="N", help="prompts per step (default 8)")
     learning.add_argument("--group", type=int, default=4, metavar="G", help="demonstrations under each prompt (default 4)")
     learning.add_argument("--easy-steps", type=int, default=400, metavar="N", help="steps with two responses at most (default 400)")
-    learning.add_argument("--drill-steps", type=int, default=300, metavar="N", help="steps of copying drills for a fresh model (default 300)")
-    learning.add_argument("--recite-steps", type=int, default=300, metavar="N", help="steps in which reciting the prompt fades out (default 300)")
+    learning.add_argument(
+        "--small-steps", type=int, default=300, metavar="N", help="steps of small warm-up prompts for a fresh model (default 300)"
+    )
+    learning.add_argument(
+        "--recite-steps", type=int, default=300, metavar="N", help="steps in which reciting the prompt fades out (default 300)"
+    )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--workers", type=int, default=2, metavar="N", help="threads (default 2)")
     machine.add_argument("--micro-batches", type=int, default=4, metavar="N", help="batches that a step is cut into (default 4)")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spct.prompting.judge import JudgePrompt
 from spct.training.tasks import DOMAINS, Item, demonstrate, draw_item, recite
+from spct.training.tasks.warmup import warm_up
 
 IGNORED = -100
 
@@ -82,22 +83,21 @@ def draw_batches(
     return [pack(examples[i : i + size]) for i in range(0, num_prompts, size)]
 
 
-def draw_drills(*, num_ids: int, seed: int, step: int, num_prompts: int, group: int, micro_batches: int) -> list[Packed]:
-    """Draw drills in copying: prompts of random token ids, each followed by pieces of itself.
-
-    Nothing but looking back lowers the loss, so a fresh model learns to look up and copy within a few hundred small steps, where texts
-    alone take it far longer.
-    """
-    rng = Random(f"drills/{seed}/{step}")
-    length = rng.choice((16, 24, 32, 48, 64))
-    rows = max(micro_batches, num_prompts * 96 // length)
+def draw_warm_ups(
+    prompt: JudgePrompt, *, seed: int, step: int, progress: float, num_prompts: int, group: int, micro_batches: int
+) -> list[Packed]:
+    """Draw small warm-up prompts, a function of (seed, step) and how far the warm-up is (0 to 1), which sets their size."""
+    rng = Random(f"warm-up/{seed}/{step}")
+    end = prompt.eos_token_ids[0]
     examples = []
-    for _ in range(rows):
-        ids = tuple(rng.randrange(1, num_ids) for _ in range(length))
-        starts = [rng.randrange(length // 2) for _ in range(group)]
-        examples.append((ids, [ids[start : start + length // 2] for start in starts]))
-    size = -(-rows // micro_batches)
-    return [pack(examples[i : i + size]) for i in range(0, rows, size)]
+    for _ in range(3 * num_prompts):
+        wishes = 1 + rng.randrange(1 + round(3 * progress))
+        responses = 1 + rng.randrange(1 + round(2 * progress))
+        text, demos = warm_up(rng, wishes, responses, group)
+        examples.append((prompt.encode_text(text), [(*prompt.encode_text(demo), end) for demo in demos]))
+    examples.sort(key=lambda e: len(e[0]) + group * max(map(len, e[1])))
+    size = -(-len(examples) // micro_batches)
+    return [pack(examples[i : i + size]) for i in range(0, len(examples), size)]
 
 
 def pack(examples: Sequence[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> Packed:

@@ -24,7 +24,7 @@ from spct.training.checkpoints import load_state, save_atomically
 from spct.training.folder import ModelSize, copy_text_side, finish_folder, fresh_model, write_text_side
 from spct.training.optimisers import learning_rate, make_optimisers
 from spct.training.packed_model import ATTENTION, packed_loss
-from spct.training.packing import Packed, draw_batches, draw_drills
+from spct.training.packing import Packed, draw_batches, draw_warm_ups
 from spct.training.progress import Progress
 
 STATE_FILE = "training_state.pt"
@@ -42,9 +42,9 @@ class SftConfig:
     time_limit    seconds after which the run stops resumably; None: never
     tokens        tokens after which the run stops likewise; None: never
     prompts       prompts per step, `group` demonstrations under each, in `micro_batches` batches by `workers` threads
-    easy_steps    steps after the drills that show two responses at most
-    drill_steps   steps at the very start that drill copying on random ids (a fresh model's only)
-    recite_steps  steps after them in which demonstrations that recite the prompt fade out
+    easy_steps    steps after these that show two responses at most
+    small_steps   steps at the very start with small warm-up prompts that grow (a fresh model's only)
+    recite_steps  steps after these in which demonstrations that recite the prompt fade out
     prompt_weight weight of a prompt's tokens in the loss
     bf16          matrix products in bfloat16, weights and sums in fp32
 
@@ -70,7 +70,7 @@ class SftConfig:
     micro_batches: int = 4
     workers: int = 2
     easy_steps: int = 400
-    drill_steps: int = 300
+    small_steps: int = 300
     recite_steps: int = 300
     prompt_weight: float = 0.1
     bf16: bool = True
@@ -122,7 +122,7 @@ def run(config: SftConfig) -> SftResult:
 
     with Progress(config.steps, step, config.output / "metrics.jsonl") as progress, ThreadPoolExecutor(config.workers) as pool:
         while step < config.steps and not _spent(config, tokens, time.monotonic() - began):
-            batches = _draw(config, prompt, model.config.vocab_size, step)
+            batches = _draw(config, prompt, step)
             rate = learning_rate(step, steps=config.steps, warmup=config.warmup, decay=config.decay, peak=config.lr)
             step_loss, norm = train_step(model, optimisers, batches, rate, config, pool)
             loss = step_loss if loss != loss else 0.98 * loss + 0.02 * step_loss
@@ -171,12 +171,12 @@ def train_step(
     return float(sum(float(own) for _, own, _ in outcomes)) / count, norm
 
 
-def _draw(config: SftConfig, prompt: JudgePrompt, num_ids: int, step: int) -> list[Packed]:
+def _draw(config: SftConfig, prompt: JudgePrompt, step: int) -> list[Packed]:
     shape = {"num_prompts": config.prompts, "group": config.group, "micro_batches": config.micro_batches}
-    drills = config.drill_steps if config.model is None else 0
-    if step < drills:
-        return draw_drills(num_ids=num_ids, seed=config.seed, step=step, **shape)
-    done = step - drills
+    small = config.small_steps if config.model is None else 0
+    if step < small:
+        return draw_warm_ups(prompt, seed=config.seed, step=step, progress=step / small, **shape)
+    done = step - small
     recitals = max(0.0, 1 - done / config.recite_steps) if config.recite_steps else 0.0
     most = 2 if done < config.easy_steps else 4
     return draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, recitals=recitals, **shape)

@@ -13,7 +13,7 @@ from spct.training.sft import SftConfig, SftResult, run
 
 _COPIED = (
     "output", "model", "tokenizer", "template", "steps", "warmup", "decay", "time_limit", "tokens", "seed", "lr", "optimizer",
-    "prompts", "group", "easy_steps", "drill_steps", "recite_steps", "workers", "micro_batches", "save_every",
+    "prompts", "group", "easy_steps", "small_steps", "recite_steps", "workers", "micro_batches", "save_every",
 )  # fmt: skip
 
 
@@ -39,7 +39,9 @@ def plot(metrics: Path, target: Path) -> None:
     try:
         pyplot = importlib.import_module("matplotlib.pyplot")
     except ModuleNotFoundError:
-        raise ConfigError("--plot: expected matplotlib, which is not installed; install the extra spct[plot] or leave the flag out") from None
+        raise ConfigError(
+            "--plot: expected matplotlib, which is not installed; install the extra spct[plot] or leave the flag out"
+        ) from None
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     figure, axes = pyplot.subplots()
     axes.plot([row["tokens"] for row in rows], [row["smooth"] for row in rows])

@@ -5,7 +5,17 @@ from __future__ import annotations
 from random import Random
 
 from spct.training.tasks.core import ESSENTIAL, Aspect, Problem, State
-from spct.training.tasks.manner import NAMES, assemble, brief_aspect, equals, found_or_none, name_aspect, off_value, polite_aspect, unit_aspect
+from spct.training.tasks.manner import (
+    NAMES,
+    assemble,
+    brief_aspect,
+    equals,
+    found_or_none,
+    name_aspect,
+    off_value,
+    polite_aspect,
+    unit_aspect,
+)
 
 UNITS = ("kg", "km", "liters", "euros", "minutes", "meters", "points", "hours")
 THINGS = tuple("apples pens books cups boxes cards coins stamps plates shells tickets stones".split())

@@ -109,7 +109,9 @@ def _entries(state: State) -> list[str]:
 def _count(count: int, category: str) -> Aspect:
     def check(state: State) -> tuple[str, bool]:
         entries = _entries(state)
-        return ", ".join(f"{e} {i}" for i, e in enumerate(entries, 1)) if category != "numbers" else _numbered(entries), len(entries) == count
+        return ", ".join(f"{e} {i}" for i, e in enumerate(entries, 1)) if category != "numbers" else _numbered(entries), len(
+            entries
+        ) == count
 
     return Aspect("count", (f"give exactly {count} entries", f"list {count} entries"), str(count), "", check)
 

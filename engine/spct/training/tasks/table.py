@@ -6,7 +6,17 @@ from random import Random
 
 from spct.training.tasks.arithmetic import near_miss, steps_of_sum
 from spct.training.tasks.core import ESSENTIAL, Aspect, Problem, State
-from spct.training.tasks.manner import NAMES, assemble, brief_aspect, equals, name_aspect, off_value, polite_aspect, source_aspect, unit_aspect
+from spct.training.tasks.manner import (
+    NAMES,
+    assemble,
+    brief_aspect,
+    equals,
+    name_aspect,
+    off_value,
+    polite_aspect,
+    source_aspect,
+    unit_aspect,
+)
 
 UNITS = ("points", "coins", "cards", "goals", "books", "stamps", "tickets", "meters")
 COLORS = ("red", "blue", "green", "white", "black", "brown", "pink", "gray")
