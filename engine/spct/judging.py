@@ -65,7 +65,7 @@ class Judging:
         seed = request.seed if request.seed is not None else sampling.seed
         content = content_key(request)
         shown = orders(voting.orders, len(request.responses), num_samples, seed, content)
-        prompts = {order: self._prompt.encode(request, order) for order in dict.fromkeys(shown)}
+        prompts = {order: self._prompt.encode(request, order, max_tokens=self._max_context) for order in dict.fromkeys(shown)}
         for prompt in prompts.values():
             self._check_fits(len(prompt), sampling)
         group = Group(sampling, self._eos)

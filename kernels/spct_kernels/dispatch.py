@@ -6,6 +6,8 @@ computes with plain torch after one warning. `SPCT_CPU=scalar|avx2|avx512` force
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import warnings
 from pathlib import Path
@@ -109,8 +111,28 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype | None = None
             raise BackendError("backend 'cpu': expected fp32, bf16 or fp16, got float64; pass backend='reference', which takes it")
         return backend
     if backend == "triton":
-        raise BackendError(f"backend 'triton' is not built yet (tensors on {device}): pass backend='reference', or use CPU tensors")
+        _check_triton(device, dtype)
+        return backend
     raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def _check_triton(device: torch.device, dtype: torch.dtype | None) -> None:
+    """Raises BackendError unless Triton is installed and can compute on the device in the dtype."""
+    if importlib.util.find_spec("triton") is None:
+        raise BackendError("backend 'triton': the package triton is not installed; install it, or pass backend='reference'")
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise BackendError(
+            "backend 'triton': CPU tensors need Triton's interpreter; set TRITON_INTERPRET=1 before the program starts, or pass backend='cpu'"
+        )
+    if dtype == torch.float64:
+        raise BackendError("backend 'triton': expected fp32, bf16 or fp16, got float64; pass backend='reference', which takes it")
+
+
+def triton_kernels(name: str) -> Any:
+    """The module `spct_kernels.triton_{name}`, imported when it is first used: Triton is optional, and its import takes a second.
+
+    """
+    return importlib.import_module(f"spct_kernels.triton_{name}")
 
 
 def has_cpu_kernels() -> bool:

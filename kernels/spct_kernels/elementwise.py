@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spct_kernels.checks import FLOAT_DTYPES, bind, check_dtype
-from spct_kernels.dispatch import cpu_ops, resolve
+from spct_kernels.dispatch import cpu_ops, resolve, triton_kernels
 from spct_kernels.elementwise_reference import (
     add_rms_norm_reference,
     gated_activation_reference,
@@ -31,8 +31,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str = "auto") ->
     """
     bind(x=(x, "T E"), weight=(weight, "E"))
     check_dtype("x", x, FLOAT_DTYPES)
-    if resolve(backend, x.device, x.dtype) == "reference":
+    chosen = resolve(backend, x.device, x.dtype)
+    if chosen == "reference":
         return rms_norm_reference(x, weight, eps)
+    if chosen == "triton":
+        return triton_kernels("elementwise").rms_norm(x.contiguous(), weight.contiguous(), eps)  # type: ignore[no-any-return] # imported by name
     return cpu_ops().rms_norm(x.contiguous(), weight.contiguous(), eps)  # type: ignore[no-any-return] # torch.ops is untyped
 
 
@@ -50,8 +53,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, bac
     bind(x=(x, "T E"), residual=(residual, "T E"), weight=(weight, "E"))
     check_dtype("x", x, FLOAT_DTYPES)
     check_dtype("residual", residual, (x.dtype,))
-    if resolve(backend, x.device, x.dtype) == "reference":
+    chosen = resolve(backend, x.device, x.dtype)
+    if chosen == "reference":
         return add_rms_norm_reference(x, residual, weight, eps)
+    if chosen == "triton":
+        return triton_kernels("elementwise").add_rms_norm(x.contiguous(), residual.contiguous(), weight.contiguous(), eps)  # type: ignore[no-any-return] # imported by name
     return cpu_ops().add_rms_norm(x.contiguous(), residual.contiguous(), weight.contiguous(), eps)  # type: ignore[no-any-return] # torch.ops is untyped
 
 
@@ -71,8 +77,11 @@ def gated_activation(gate_up: Tensor, kind: str, *, backend: str = "auto") -> Te
     if kind not in ACTIVATIONS:
         raise InputError(f"kind: expected one of {', '.join(ACTIVATIONS)}, got {kind!r}")
     check_dtype("gate_up", gate_up, FLOAT_DTYPES)
-    if resolve(backend, gate_up.device, gate_up.dtype) == "reference":
+    chosen = resolve(backend, gate_up.device, gate_up.dtype)
+    if chosen == "reference":
         return gated_activation_reference(gate_up, kind)
+    if chosen == "triton":
+        return triton_kernels("elementwise").gated_activation(gate_up.contiguous(), kind)  # type: ignore[no-any-return] # imported by name
     return cpu_ops().gated_activation(gate_up.contiguous(), ACTIVATIONS.index(kind))  # type: ignore[no-any-return] # torch.ops is untyped
 
 
@@ -129,11 +138,13 @@ def rope_append(
     if q_norm is not None and k_norm is not None:
         bind(dims, q_norm=(q_norm, "D"), k_norm=(k_norm, "D"))
     options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
-    if resolve(backend, qkv.device, qkv.dtype) == "reference":
+    chosen = resolve(backend, qkv.device, qkv.dtype)
+    if chosen == "reference":
         return rope_append_reference(qkv, cos, sin, slots, k_cache, v_cache, **options, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps)
     if q_norm is not None and k_norm is not None:
         q_norm, k_norm = q_norm.float().contiguous(), k_norm.float().contiguous()
-    return cpu_ops().rope_append(  # type: ignore[no-any-return] # torch.ops is untyped
+    append = triton_kernels("elementwise").rope_append if chosen == "triton" else cpu_ops().rope_append
+    return append(  # type: ignore[no-any-return] # both are found by name
         qkv.contiguous(),
         cos.float().contiguous(),
         sin.float().contiguous(),

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 TEMPLATE = "{{ query }}\n{% if reference %}= {{ reference }}\n{% endif %}{% if principles %}{{ principles }}\n{% endif %}{% for r in responses %}[{{ loop.index }}]\n{{ r }}\n{% endfor %}"
 TINY = ModelSize(width=32, layers=2, heads=2, kv_heads=1, mlp_width=64)
 SETTINGS = dict(
-    size=TINY, prompts=2, group=2, micro_batches=2, workers=1, warmup=2, decay=4, easy_steps=2, small_steps=2, recite_steps=3, lr=1e-2
+    size=TINY, prompts=2, group=2, micro_batches=2, workers=1, warmup=2, decay=4, easy_steps=2, small_steps=2, mixed_steps=3, lr=1e-2
 )
 
 

@@ -1,5 +1,7 @@
 """Hostile and malformed config.json and side files: CheckpointError naming the file and the key, and nothing is ever run."""
 
+import contextlib
+import functools
 import json
 import shutil
 import sys
@@ -29,6 +31,27 @@ def refused(folder, *words, name="config.json"):
         assert word in str(caught.value)
 
 
+_listening = []
+
+
+@functools.cache
+def _install_hook():
+    """Once: an audit hook stays for the life of the process."""
+    sys.addaudithook(lambda event, args: [events.append((event, *map(str, args[:3]))) for events in _listening])
+
+
+@contextlib.contextmanager
+def audited():
+    """The audit events of the block, as (name, first arguments)."""
+    _install_hook()
+    events = []
+    _listening.append(events)
+    try:
+        yield events
+    finally:
+        _listening.remove(events)
+
+
 REMOTE_CODE = [
     {"auto_map": {"AutoModelForCausalLM": "evil.Model"}},
     {"auto_map": {"AutoConfig": "someone/elsewhere--evil.Config"}},
@@ -43,15 +66,9 @@ def test_remote_code_is_refused_and_never_run(folder, keys):
     (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w').write('run')\n")
     (folder / "configuration_llama.py").write_text(f"open({str(canary)!r}, 'w').write('run')\n")
     edit_config(folder, lambda c: c.update(keys))
-    opened, watching = [], True
-
-    def watch(event, args):
-        if watching and event == "open" and str(folder) in str(args[0]):
-            opened.append(str(args[0]))
-
-    sys.addaudithook(watch)
-    refused(folder, next(iter(keys)))
-    watching = False
+    with audited() as events:
+        refused(folder, next(iter(keys)))
+    opened = [args[0] for event, *args in events if event == "open" and str(folder) in args[0]]
     assert not canary.exists() and "evil" not in sys.modules
     assert opened and all(name.endswith("config.json") for name in opened)
 
@@ -285,16 +302,9 @@ def test_loading_runs_nothing_writes_nothing_and_asks_nobody(folder):
     (folder / "modeling_llama.py").write_text("raise SystemExit(1)\n")
     (folder / "chat_template.jinja").write_text("{{ cycler.__init__.__globals__.os.system('false') }}")
     checkpoint.load(folder)
-    events, watching = [], True
-
-    def watch(event, args):
-        if watching and (event.startswith(FORBIDDEN_EVENTS) or event == "open"):
-            events.append((event, *map(str, args[:3])))
-
-    sys.addaudithook(watch)
-    model = checkpoint.load(folder)
-    watching = False
+    with audited() as events:
+        model = checkpoint.load(folder)
     opened = [e for e in events if e[0] == "open"]
-    assert {e for e in events if e[0] != "open"} == set()
+    assert not [e for e in events if e[0].startswith(FORBIDDEN_EVENTS)]
     assert opened and all(e[1].startswith(str(folder)) and e[2] in ("r", "rb") for e in opened), opened
     assert "cycler" in model.chat_template, "the template is text; whoever renders it does so in a sandbox"

@@ -5,9 +5,22 @@ import functools
 import numpy as np
 import pytest
 import torch
-from sampling_oracle import BACKENDS, Row, backend_at_level, changed, draw_from, expected_draw, kept_tokens, parameters, repeated
+from sampling_oracle import (
+    BACKENDS,
+    Row,
+    backend_at_level,
+    changed,
+    draw_from,
+    expected_draw,
+    kept_tokens,
+    ordered,
+    parameters,
+    repeated,
+)
 
 from spct_kernels import fused_sample, pack
+from spct_kernels.philox import gumbel
+from spct_kernels.sample_cpu import random_bits_cpu
 
 GAP = 1e-4
 VOCABULARIES = [1, 2, 5, 50, 1000, 1009, 4096, 151_936]
@@ -122,6 +135,50 @@ def test_the_kept_set_is_exact(name, vocabulary):
             assert seen == set(kept.tolist()), row
 
 
+@functools.cache
+def noise_of_seeds(num_seeds, vocabulary):
+    """Gumbel noise [num_seeds, vocabulary] at position 0, from bits that test_sample_noise.py checks."""
+    seeds = torch.arange(num_seeds)
+    return gumbel(random_bits_cpu(seeds, torch.zeros_like(seeds), vocabulary)).numpy()
+
+
+@functools.cache
+def boundary_seeds(row):
+    """Nearly flat logits, and the seeds whose noise makes the last kept or the first dropped token the best of all."""
+    logits = (np.random.default_rng(11).normal(size=1000) * 0.3).astype(np.float32)
+    order = ordered(logits.astype(np.float64))
+    kept = kept_tokens(logits.astype(np.float64), row)
+    assert all(len(kept) == len(kept_tokens(logits.astype(np.float64), row, slack)) for slack in (1e-6, -1e-6))
+    noise = noise_of_seeds(10_000, 1000)
+    noisy = logits.astype(np.float64) / np.float64(np.float32(row.temperature)) + noise
+    near = order[len(kept) - 1 : len(kept) + 1]
+    chosen = np.flatnonzero(np.isin(order[: len(kept) + 1][np.argmax(noisy[:, order[: len(kept) + 1]], axis=1)], near))
+    return logits, torch.from_numpy(chosen), kept[np.argmax(noisy[chosen][:, kept], axis=1)]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row(top_p=0.9),
+        Row(top_p=0.5, temperature=0.8),
+        Row(top_p=0.999),
+        Row(top_k=500),
+        Row(min_p=0.4, temperature=1.3),
+        Row(top_k=700, top_p=0.8),
+        Row(top_k=300, top_p=0.95, min_p=0.1, temperature=0.6),
+    ],
+    ids=str,
+)
+def test_the_boundary_is_exact_to_a_token(name, row):
+    """One token in a thousand more or less shows: a mass wrong by 0.1% fails here."""
+    logits, seeds, expected = boundary_seeds(row)
+    assert len(seeds) >= 5
+    with backend_at_level(name) as backend:
+        tokens = draw_from(logits, repeated(row, len(seeds), seed=seeds), backend).token
+    assert np.array_equal(tokens.numpy(), expected)
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_ties_go_to_the_lower_id(name):
     logits = np.array([0.0, 2.0, -0.0, 2.0, 2.0, 1.0, 0.0], dtype=np.float32)
@@ -131,6 +188,9 @@ def test_ties_go_to_the_lower_id(name):
         assert set(draw_from(logits, parameters(rows), backend).token.tolist()) == {1}
         two = draw_from(logits, repeated(Row(top_k=2), 200, seed=torch.arange(200)), backend).token
         zeros = draw_from(logits, repeated(Row(top_k=5, temperature=9.0), 400, seed=torch.arange(400)), backend).token
+        many = np.where(np.arange(200) % 2, np.float32(-0.0), np.float32(0.0))
+        first = draw_from(many, repeated(Row(top_k=101), 3000, seed=torch.arange(3000)), backend).token
+    assert set(first.tolist()) == set(range(101))  # both zeros are one number
     assert set(two.tolist()) == {1, 3}
     assert set(zeros.tolist()) == {0, 1, 3, 4, 5}  # of 0.0 (id 0), -0.0 (id 2) and 0.0 (id 6) the first one
 

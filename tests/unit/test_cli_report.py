@@ -33,6 +33,13 @@ def test_the_sample_that_voted_most_like_all_stands_for_them():
     assert report.representative(judgement(sample(None, "parse_error"), *voters)) == 2
 
 
+def test_a_sample_that_prefers_the_best_response_goes_first():
+    voters = [sample((7, 7)), sample((7, 5)), sample((9, 9)), sample((10, 8))]
+    assert report.representative(judgement(*voters, best=0)) == 3
+    assert report.representative(judgement(*voters, best=None)) == 0
+    assert report.representative(judgement(*voters, best=1)) == 0
+
+
 def test_without_votes_the_first_sample_stands_for_all():
     assert report.representative(judgement(sample(None, "truncated"), sample((1, 2), "filtered"))) == 0
     assert report.representative(judgement()) is None

@@ -104,3 +104,8 @@ def test_the_snippet_of_the_readme_prints_what_it_says():
     run = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == expected
+
+
+def test_tables_say_what_was_measured():
+    run = subprocess.run([sys.executable, "bench/tables.py", "--check"], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -15,7 +15,8 @@ LIMIT = 2**20
 
 
 @pytest.fixture
-def pipe():
+def pipe(monkeypatch):
+    monkeypatch.setattr(source_module, "_GRACE_MS", 0)
     read, write = os.pipe()
     ends = {"write": write}
 

@@ -1,6 +1,7 @@
 """The output file: refusals, torn tails, dropped error rows, failing writes, and the lock."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -352,6 +353,25 @@ def test_a_second_writer_is_refused_until_the_first_dies(tmp_path):
         first.kill()
         first.wait(30)
         first.stdout.close()
+
+
+def test_a_file_that_is_replaced_while_it_is_locked_is_opened_again(tmp_path, monkeypatch):
+    """The writer before us drops its error rows: what we had opened has no name any more."""
+    out = tmp_path / "out.jsonl"
+    out.write_bytes(WHOLE)
+    lock = fcntl.lockf
+
+    def late(file, flags):
+        if not (tmp_path / "new").exists() and out.stat().st_size == len(WHOLE):
+            (tmp_path / "new").write_bytes(lines(row("a")))
+            (tmp_path / "new").rename(out)
+        return lock(file, flags)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    with resume(out) as store:
+        assert store.done == {"a"}
+        store.append(row("z"))
+    assert out.read_bytes() == lines(row("a"), row("z"))
 
 
 def test_the_lock_outlives_reading_the_file_and_goes_with_close(tmp_path):

@@ -26,8 +26,8 @@ ALLOWED = {
     "assembly": BELOW_ENGINE,
     "judging": BELOW_ENGINE | {"assembly"},
     "engine": BELOW_ENGINE | {"assembly", "judging"},
-    "training": BELOW_ENGINE | {"engine", "evaluation"},
-    "evaluation": BELOW_ENGINE | {"engine"},
+    "training": BELOW_ENGINE | {"engine"},
+    "evaluation": BELOW_ENGINE | {"engine", "training"},
     "cli": BELOW_ENGINE | {"engine", "training", "evaluation", "assembly"},
     "spct": {"engine"},
 }

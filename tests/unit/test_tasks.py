@@ -8,9 +8,10 @@ from random import Random
 import pytest
 from spct.errors import ConfigError
 from spct.evaluation.embedded_test import permute_responses
-from spct.training.tasks import BUCKETS, DOMAINS, demonstrate, draw_item, draw_items, draw_principles, exact_scores, recite
+from spct.training.tasks import BUCKETS, DOMAINS, demonstrate, draw_item, draw_items, draw_principles, exact_scores
 from spct.training.tasks.arithmetic import near_miss, steps_of_sum
 from spct.training.tasks.core import bucket, draw_problem, split_points
+from spct.training.tasks.warmup import warm_up
 from spct.voting import parse_scores
 
 ITEMS = {(split, domain): [draw_item(split, 5, i, domain=domain) for i in range(150)] for split in BUCKETS for domain in DOMAINS}
@@ -124,12 +125,12 @@ def test_permuting_responses_keeps_queries_and_moves_every_response():
     assert sum(a.responses == b.responses for a, b in zip(items, permuted, strict=True)) < 10
 
 
-def test_recitals_come_from_the_prompt():
-    item = ITEMS["train", "table"][0]
-    order = tuple(range(len(item.responses)))
-    for seed in range(8):
-        label, text = recite(item, order, Random(seed)).split(": ", 1)
-        assert text == (item.query if label == "Query" else item.responses[int(label.split()[1]) - 1])
+@pytest.mark.parametrize(("num_wishes", "num_responses"), [(1, 1), (2, 3), (4, 2)])
+def test_warm_ups_are_small_and_their_demonstrations_parse(num_wishes, num_responses):
+    for seed in range(60):
+        text, demos = warm_up(Random(seed), num_wishes, num_responses, 3)
+        assert text.count("[The Begin of Response") == num_responses and len(text) < 200 * num_wishes * num_responses
+        assert all(parse_scores(demo, num_responses, (1, 10)) is not None for demo in demos)
 
 
 def test_unknown_splits_and_domains_are_refused():

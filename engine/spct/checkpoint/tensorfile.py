@@ -55,10 +55,10 @@ class TensorFile:
         self.path = path
         self._map: mmap.mmap | None = None
         try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # to open a pipe would hang
+                raise CheckpointError(f"{path}: expected a regular file")
             with path.open("rb") as file:
-                status = path.stat()
-                if not stat.S_ISREG(status.st_mode):
-                    raise CheckpointError(f"{path}: expected a regular file")
                 self.tensors, self.metadata = _read_header(path, file.read(8), file.read, status.st_size)
                 # A private mapping: torch wants writable memory, and nothing written there could reach the file.
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

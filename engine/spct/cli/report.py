@@ -23,12 +23,21 @@ _HEADING = re.compile(
 
 
 def representative(judgement: Judgement) -> int | None:
-    """The index of the sample that voted most like the sum of all votes; without votes the first one, if any."""
+    """The index of the sample that voted most like all votes together; without votes the first one, if any.
+
+    Where there is a best response, a sample that says so itself is preferred.
+    """
     voters = [(i, s.scores) for i, s in enumerate(judgement.samples) if s.kept and s.scores is not None]
     if not voters:
         return 0 if judgement.samples else None
     means = [sum(column) / len(voters) for column in zip(*(scores for _, scores in voters), strict=True)]
-    return min(voters, key=lambda voter: sum((score - mean) ** 2 for score, mean in zip(voter[1], means, strict=True)))[0]
+
+    def distance(voter: tuple[int, tuple[int, ...]]) -> tuple[bool, float]:
+        scores, best = voter[1], judgement.best
+        agrees = best is None or all(score < scores[best] for i, score in enumerate(scores) if i != best)
+        return not agrees, sum((score - mean) ** 2 for score, mean in zip(scores, means, strict=True))
+
+    return min(voters, key=distance)[0]
 
 
 def sections(text: str) -> tuple[str, str, str] | None:

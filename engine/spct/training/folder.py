@@ -90,8 +90,8 @@ def _write_json(path: Path, value: object) -> None:
 
 def finish_folder(model: Any, folder: Path) -> None:
     """Write configuration and fp32 weights of `model`, each atomically, in Hugging Face's layout."""
-    config = model.config.to_dict()
-    for key in ("_attn_implementation", "attn_implementation"):
+    config = {**model.config.to_diff_dict(), "architectures": [type(model).__name__], "dtype": "float32"}
+    for key in ("_attn_implementation", "attn_implementation", "_name_or_path"):
         config.pop(key, None)
     _replace(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}

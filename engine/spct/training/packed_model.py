@@ -40,22 +40,24 @@ def packed_attention(
     """
     rows, heads, _, dim = query.shape
     repeat = heads // key.shape[1]
-    key, value = (x.repeat_interleave(repeat, 1) if repeat > 1 else x for x in (key, value))
+    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+    prompt_len = packed_prompt_len
     prompt = F.scaled_dot_product_attention(
-        query[:, :, :packed_prompt_len], key[:, :, :packed_prompt_len], value[:, :, :packed_prompt_len], is_causal=True, scale=scaling
+        query[:, :, :prompt_len], key[:, :, :prompt_len], value[:, :, :prompt_len], is_causal=True, scale=scaling
     )
 
     def demonstrations(x: Tensor) -> Tensor:
-        return x[:, :, packed_prompt_len:].unflatten(2, (packed_group, -1)).transpose(1, 2)
+        own = x[:, :, prompt_len:]
+        return own.reshape(rows, heads, packed_group, own.shape[2] // packed_group, dim).transpose(1, 2)
 
     def with_prompt(x: Tensor) -> Tensor:
-        shared = x[:, None, :, :packed_prompt_len].expand(-1, packed_group, -1, -1, -1)
+        shared = x[:, None, :, :prompt_len].expand(-1, packed_group, -1, -1, -1)
         return torch.cat([shared, demonstrations(x)], 3).flatten(0, 1)
 
     own = F.scaled_dot_product_attention(
         demonstrations(query).flatten(0, 1), with_prompt(key), with_prompt(value), attn_mask=packed_mask, scale=scaling
     )
-    own = own.unflatten(0, (rows, packed_group)).transpose(1, 2).reshape(rows, heads, -1, dim)
+    own = own.reshape(rows, packed_group, heads, own.shape[2], dim).transpose(1, 2).reshape(rows, heads, packed_group * own.shape[2], dim)
     return torch.cat([prompt, own], 2).transpose(1, 2).contiguous(), None
 
 

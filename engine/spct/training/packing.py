@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spct.prompting.judge import JudgePrompt
-from spct.training.tasks import DOMAINS, Item, demonstrate, draw_item, recite
+from spct.training.tasks import DOMAINS, Item, demonstrate, draw_item
 from spct.training.tasks.warmup import warm_up
 
 IGNORED = -100
@@ -46,17 +46,14 @@ class Packed:
 
 
 def example_tokens(
-    prompt: JudgePrompt, item: Item, group: int, rng: Random, recitals: float = 0.0
+    prompt: JudgePrompt, item: Item, group: int, rng: Random
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """Encode an item under a random order: the prompt's ids, those that inference uses, and `group` demonstrations with EOS.
-
-    recitals  the share of demonstrations that only recite
-    """
+    """Encode an item under a random order: the prompt's ids, those that inference uses, and `group` demonstrations with EOS."""
     order = list(range(len(item.responses)))
     rng.shuffle(order)
     shown = tuple(order)
     end = prompt.eos_token_ids[0]
-    texts = [(recite if rng.random() < recitals else demonstrate)(item, shown, rng) for _ in range(group)]
+    texts = [demonstrate(item, shown, rng) for _ in range(group)]
     return prompt.encode(item.request(), shown), [(*prompt.encode_text(text), end) for text in texts]
 
 
@@ -70,14 +67,13 @@ def draw_batches(
     group: int,
     micro_batches: int,
     max_responses: int = 4,
-    recitals: float = 0.0,
 ) -> list[Packed]:
     """Draw the batches of one step, a function of (split, seed, step) alone; rows of like length share a batch."""
     examples = []
     for i in range(num_prompts):
         index = step * num_prompts + i
         item = draw_item(split, seed, index, domain=tuple(DOMAINS)[index % len(DOMAINS)], max_responses=max_responses)
-        examples.append(example_tokens(prompt, item, group, Random(f"demonstrations/{split}/{seed}/{index}"), recitals))
+        examples.append(example_tokens(prompt, item, group, Random(f"demonstrations/{split}/{seed}/{index}")))
     examples.sort(key=lambda e: len(e[0]) + group * max(map(len, e[1])))
     size = -(-num_prompts // micro_batches)
     return [pack(examples[i : i + size]) for i in range(0, num_prompts, size)]

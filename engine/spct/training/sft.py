@@ -44,7 +44,7 @@ class SftConfig:
     prompts       prompts per step, `group` demonstrations under each, in `micro_batches` batches by `workers` threads
     easy_steps    steps after these that show two responses at most
     small_steps   steps at the very start with small warm-up prompts that grow (a fresh model's only)
-    recite_steps  steps after these in which demonstrations that recite the prompt fade out
+    mixed_steps   steps after these in which half of the prompts are still small
     prompt_weight weight of a prompt's tokens in the loss
     bf16          matrix products in bfloat16, weights and sums in fp32
 
@@ -71,7 +71,7 @@ class SftConfig:
     workers: int = 2
     easy_steps: int = 400
     small_steps: int = 300
-    recite_steps: int = 300
+    mixed_steps: int = 250
     prompt_weight: float = 0.1
     bf16: bool = True
     save_every: float = 60.0
@@ -177,9 +177,12 @@ def _draw(config: SftConfig, prompt: JudgePrompt, step: int) -> list[Packed]:
     if step < small:
         return draw_warm_ups(prompt, seed=config.seed, step=step, progress=step / small, **shape)
     done = step - small
-    recitals = max(0.0, 1 - done / config.recite_steps) if config.recite_steps else 0.0
     most = 2 if done < config.easy_steps else 4
-    return draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, recitals=recitals, **shape)
+    if done >= config.mixed_steps or config.prompts < 2:
+        return draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, **shape)
+    half = {**shape, "num_prompts": config.prompts // 2, "micro_batches": max(1, config.micro_batches // 2)}
+    real = draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, **half)
+    return real + draw_warm_ups(prompt, seed=config.seed, step=step, progress=1.0, **half)
 
 
 def _spent(config: SftConfig, tokens: int, seconds: float) -> bool:

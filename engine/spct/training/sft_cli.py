@@ -13,7 +13,7 @@ from spct.training.sft import SftConfig, SftResult, run
 
 _COPIED = (
     "output", "model", "tokenizer", "template", "steps", "warmup", "decay", "time_limit", "tokens", "seed", "lr", "optimizer",
-    "prompts", "group", "easy_steps", "small_steps", "recite_steps", "workers", "micro_batches", "save_every",
+    "prompts", "group", "easy_steps", "small_steps", "mixed_steps", "workers", "micro_batches", "save_every",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from random import Random
 from spct.errors import ConfigError
 from spct.training.tasks import arithmetic, constraints, passage, table
 from spct.training.tasks.core import BUCKETS, Criterion, Item, Problem, build_item, draw_problem
-from spct.training.tasks.demonstrations import demonstrate, draw_principles, exact_scores, recite
+from spct.training.tasks.demonstrations import demonstrate, draw_principles, exact_scores
 
 DOMAINS: Mapping[str, Callable[[Random], Problem]] = {
     "arithmetic": arithmetic.draw,
@@ -17,7 +17,7 @@ DOMAINS: Mapping[str, Callable[[Random], Problem]] = {
     "passage": passage.draw,
 }
 
-__all__ = ["BUCKETS", "DOMAINS", "Criterion", "Item", "demonstrate", "draw_item", "draw_items", "draw_principles", "exact_scores", "recite"]
+__all__ = ["BUCKETS", "DOMAINS", "Criterion", "Item", "demonstrate", "draw_item", "draw_items", "draw_principles", "exact_scores"]
 
 
 def draw_item(split: str, seed: int, index: int, *, domain: str | None = None, max_responses: int = 4) -> Item:

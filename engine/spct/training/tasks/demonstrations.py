@@ -47,9 +47,3 @@ def exact_scores(item: Item, order: tuple[int, ...], rng: Random) -> tuple[int, 
     """Return the scores that `demonstrate` would write with the same generator, in the request's order."""
     principles = draw_principles(item, rng)
     return tuple(1 + sum(p for c, p in principles if c.met[i]) for i in range(len(order)))
-
-
-def recite(item: Item, order: tuple[int, ...], rng: Random) -> str:
-    """Write the query or one of the responses out again: the warm-up from which a fresh model learns to look up and to copy."""
-    place = rng.randrange(-1, len(order))
-    return f"Query: {item.query}" if place < 0 else f"Response {place + 1}: {item.responses[order[place]]}"

@@ -76,16 +76,17 @@ def _result(rng: Random) -> Wish:
     )
 
 
+TOLD: tuple[tuple[str, tuple[str, ...], str, tuple[str, str]], ...] = (
+    ("day", passage.DAYS, "say it is on {}", ("It is on {}.", "On {} we have it.")),
+    ("time", passage.HOURS, "say it starts at {}", ("It starts at {}.", "The start is at {}.")),
+    ("place", passage.PLACES, "say it is in the {}", ("It is in the {}.", "We meet in the {}.")),
+    ("end time", passage.HOURS, "say it ends at {}", ("It ends at {}.", "It is over at {}.")),
+    ("bring", passage.BRING, "say to bring a {}", ("Bring a {}.", "You need a {}.")),
+)
+
+
 def _told(rng: Random) -> Wish:
-    label, pool, ask, snippets = rng.choice(
-        (
-            ("day", passage.DAYS, "say it is on {}", ("It is on {}.", "On {} we have it.")),
-            ("time", passage.HOURS, "say it starts at {}", ("It starts at {}.", "The start is at {}.")),
-            ("place", passage.PLACES, "say it is in the {}", ("It is in the {}.", "We meet in the {}.")),
-            ("end time", passage.HOURS, "say it ends at {}", ("It ends at {}.", "It is over at {}.")),
-            ("bring", passage.BRING, "say to bring a {}", ("Bring a {}.", "You need a {}.")),
-        )
-    )
+    label, pool, ask, snippets = rng.choice(TOLD)
     right = rng.choice(pool)
     return _valued(rng, label, (ask.format(right),), right, pool, snippets)
 

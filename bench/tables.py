@@ -1,0 +1,71 @@
+"""Writes the tables of README.md and docs/ from the JSON files under bench/results/.
+
+    python bench/tables.py            rewrite what has changed
+    python bench/tables.py --check    exit 1 if a table does not say what its JSON says
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is the stem of a file in bench/results/.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+_MARK = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table:\2 -->)", re.DOTALL)
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage with one decimal."""
+    return f"{100 * value:.1f}"
+
+
+def accuracy_table(report: dict[str, Any]) -> str:
+    """Accuracy of a judge on one data set: a row per subset, a column per number of samples."""
+    ks = sorted(report["voting"], key=int)
+    head = ["domain", "items", "chance", "valid samples", *(f"{k} sample{'s' * (k != '1')}" for k in ks)]
+    rows = [("**all**", report), *sorted(report["subsets"].items())]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, section in rows:
+        cells = [name, str(section["items"]), percent(section["chance"]), percent(section["valid_rate"])]
+        for k in ks:
+            low, high = section["intervals"]["voting"][k]
+            cells.append(f"{percent(section['voting'][k])} ({percent(low)} to {percent(high)})")
+        lines.append("| " + " | ".join(cells) + " |")
+    note = report["measured"]
+    lines.append("")
+    lines.append(f"Accuracy in % with 95% intervals (bootstrap over items), plain votes, T=1. {note['date']}, {note['machine']}: `{note['command']}`")
+    return "\n".join(lines) + "\n"
+
+
+def fill(text: str) -> str:
+    """The text with every table made afresh."""
+
+    def table(match: re.Match[str]) -> str:
+        report = json.loads((RESULTS / f"{match[2]}.json").read_text())
+        return match[1] + accuracy_table(report) + match[4]
+
+    return _MARK.sub(table, text)
+
+
+def main() -> int:
+    """Rewrites or checks every document; returns the exit code."""
+    stale = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        before = path.read_text()
+        after = fill(before)
+        if after != before:
+            stale.append(path)
+            if "--check" not in sys.argv:
+                path.write_text(after)
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'differs from bench/results' if '--check' in sys.argv else 'rewritten'}")
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What every Triton kernel shares: how a kernel is marked, compile options, arithmetic that the interpreter and the GPU both have.
+
+Kernels are decided at import: with TRITON_INTERPRET=1 in the environment they run on CPU tensors, without it on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spct_kernels.errors import BackendError
+
+COMPILE = {"enable_fp_fusion": False}
+"""Passed to every launch. Triton compiles a kernel anew for other alignments of its arguments; where a multiplication and an
+addition may fuse, such a compilation could round otherwise, and a row's bits would depend on the batch. Dots still use FMA."""
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+"""True where kernels run on CPU tensors."""
+
+
+def kernel(*unspecialised: str) -> Callable[[Callable[..., Any]], Any]:
+    """Marks a launched kernel; arguments named here are not compiled in, whatever their value (counts of rows change every step)."""
+
+    def mark(function: Callable[..., Any]) -> Any:
+        return triton.jit(function, do_not_specialize=list(unspecialised))
+
+    return mark
+
+
+def device(function: Callable[..., Any]) -> Any:
+    """Marks a function that kernels call."""
+    return triton.jit(function)
+
+
+def next_power_of_2(count: int) -> int:
+    """The smallest power of two that is at least `count`; 1 for 0."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+def check_runnable(tensor: Tensor, function: Any) -> None:
+    """Raises BackendError if the kernel was compiled for a GPU and the tensor is on the CPU, or the other way round."""
+    interpreted = not isinstance(function, triton.runtime.JITFunction)
+    if interpreted != (tensor.device.type == "cpu"):
+        raise BackendError(
+            f"backend 'triton': expected {'CPU tensors' if interpreted else 'GPU tensors'}, got {tensor.device}: TRITON_INTERPRET was "
+            f"{'set' if interpreted else 'not set'} when the kernels were imported; set it before the program starts, or unset it"
+        )
+
+
+@device
+def narrow(x: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """fp32 numbers in a storage dtype, rounded to nearest even. The interpreter cuts where it converts to bf16: there by hand."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+        return tl.where(x == x, rounded, x).to(dtype)
+    else:
+        return x.to(dtype)
+
+
+@device
+def dot(a: tl.tensor, b: tl.tensor, accumulator: tl.tensor) -> tl.tensor:
+    """accumulator + a @ b in fp32: fp32 operands as they are, no TF32. The interpreter's product of bf16 operands is wrong (3.6, 3.7)."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), accumulator, input_precision="ieee")
+    else:
+        return tl.dot(a, b, accumulator, input_precision="ieee")
+
+
+@device
+def tanh(x: tl.tensor) -> tl.tensor:
+    """tanh to about 2 fp32 roundings; libdevice's is missing under the interpreter.
+
+    Beyond 0.5: 1 - 2 / (e^2x + 1). Below, where that cancels: the continued fraction of tanh (Lambert 1761), cut after 11.
+    """
+    square = x * x
+    fraction = x / (1.0 + square / (3.0 + square / (5.0 + square / (7.0 + square / (9.0 + square / 11.0)))))
+    power = tl.exp2(tl.abs(x) * 2.8853900817779268)
+    outer = 1.0 - 2.0 / (power + 1.0)
+    return tl.where(tl.abs(x) < 0.5, fraction, tl.where(x < 0.0, -outer, outer))

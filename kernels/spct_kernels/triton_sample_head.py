@@ -1,0 +1,329 @@
+"""Device side of the output head: final norm, LM head tiles and what each (row, tile) leaves behind. No logits are written.
+
+A tile is BLOCK_V vocabulary ids of BLOCK_T rows. Per row and tile it leaves, in two buffers [fields, T, tiles]:
+
+    floats  MAXIMUM, SUM: of exp(logit - MAXIMUM) over the allowed ids, NaN where a logit is NaN or +Inf
+            BEST: the largest logit that may be drawn; LOGIT_1, LOGIT_2: of the two best by logit / temperature + noise
+    ids     BEST_ID, ID_1, ID_2: of these, ties to the lower id; -1 where there is none
+
+and for rows under top-k or top-p, per bin of logits, how many tokens are in it and their mass (see `to_histogram`).
+"""
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# ruff: noqa: ANN001, ANN201 - triton reads the annotations of a kernel itself
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from spct_kernels.triton_philox import gumbel_of, philox_words
+
+MAXIMUM = tl.constexpr(0)
+SUM = tl.constexpr(1)
+BEST = tl.constexpr(2)
+LOGIT_1 = tl.constexpr(3)
+LOGIT_2 = tl.constexpr(4)
+NUM_FLOATS = tl.constexpr(5)
+BEST_ID = tl.constexpr(0)
+ID_1 = tl.constexpr(1)
+ID_2 = tl.constexpr(2)
+NUM_IDS = tl.constexpr(3)
+
+BINS = tl.constexpr(2048)
+LOWEST = tl.constexpr(-128.0)
+BINS_PER_NAT = tl.constexpr(8.0)
+MASS_BITS = tl.constexpr(20)
+COUNT_SHIFT = tl.constexpr(40)
+
+_NO_ID = tl.constexpr(0x7FFFFFFF)
+_EXPONENT = tl.constexpr(0x7F800000)
+_COLDEST = tl.constexpr(1e-30)
+
+
+@triton.jit
+def power_of_two_below(x):
+    """The largest power of two <= x and <= 2^126, for a normal x > 0; else 1."""
+    bits = x.to(tl.int32, bitcast=True) & _EXPONENT
+    bits = tl.where((bits == 0) | (bits == _EXPONENT) | (x <= 0.0), 0x3F800000, bits)
+    bits = tl.minimum(bits, 0x7E800000)  # of 2^127 the inverse is no normal number
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def inverse_power_of_two(x):
+    """1 / x for a power of two, exactly."""
+    return (0x7F000000 - x.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def inverse_temperature(temperature):
+    """1 / temperature; 1 for a greedy row. Below 1e-30 it stays there: the best logit wins either way."""
+    return tl.div_rn(tl.full(temperature.shape, 1.0, tl.float32), tl.where(temperature > 0.0, tl.maximum(temperature, _COLDEST), 1.0))
+
+
+@triton.jit
+def soft_capped(logit, softcap):
+    """softcap * tanh(logit / softcap), to a few roundings also near 0: by expm1, as (u - 1) * y / log(u) with u = exp(y) (Kahan)."""
+    y = -2.0 * tl.abs(logit) / softcap
+    u = tl.exp(y)
+    inside = (u < 1.0) & (y > -1.0)
+    expm1 = tl.where(inside, (u - 1.0) * tl.div_rn(y, tl.log(tl.where(inside, u, 0.5))), tl.where(u == 1.0, y, u - 1.0))
+    tanh = tl.div_rn(-expm1, 2.0 + expm1)
+    return softcap * tl.where(logit < 0.0, -tanh, tanh)
+
+
+@triton.jit
+def bin_of(logit):
+    """The bin of a logit on the absolute grid; the outermost bins take everything beyond."""
+    place = tl.minimum(tl.maximum((logit - LOWEST) * BINS_PER_NAT, 0.0), BINS - 1.0)
+    return place.to(tl.int32)
+
+
+@triton.jit
+def upper_edge_of(bins):
+    """The logit at a bin's upper end."""
+    return LOWEST + (bins + 1).to(tl.float32) / BINS_PER_NAT
+
+
+@triton.jit
+def _final_norm_kernel(
+    hidden_ptr, norm_weight_ptr, meta_weight_ptr, top_k_ptr, top_p_ptr, parts_ptr, scale_ptr, meta_ptr, histogram_ptr,
+    num_rows, width, hidden_stride, norm_eps, meta_bias,
+    PARTS: tl.constexpr, HAS_META: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row: hidden * norm weight as a sum of PARTS numbers of the head's dtype, the factor that is left, and the meta logit.
+
+    Powers of two keep squares and parts in range. bf16 times bf16 has 16 bits, so that two parts of bf16 hold it exactly, three
+    hold any fp32 number; the rest of the norm, a factor in (1/2, 1], is applied to the logits. Zeroes the row's histogram, too.
+    """
+    row = tl.program_id(0)
+    row_ptr = hidden_ptr + row.to(tl.int64) * hidden_stride
+    lane = tl.arange(0, BLOCK)
+    largest = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, width, BLOCK):
+        x = tl.load(row_ptr + start + lane, mask=start + lane < width, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.abs(x))
+    down = inverse_power_of_two(power_of_two_below(tl.max(largest, axis=0)))
+    squares = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, width, BLOCK):
+        x = tl.load(row_ptr + start + lane, mask=start + lane < width, other=0.0).to(tl.float32) * down
+        squares += x * x
+    eps = tl.where(norm_eps > 0.0, norm_eps * down * down, 0.0)
+    rms = tl.sqrt_rn(tl.div_rn(tl.sum(squares, axis=0), width.to(tl.float32)) + eps)
+    step = inverse_power_of_two(power_of_two_below(rms))
+    rest = tl.div_rn(1.0, rms * step)
+    total = tl.zeros([BLOCK], tl.float32)
+    part_stride = num_rows.to(tl.int64) * width
+    for start in range(0, width, BLOCK):
+        inside = start + lane < width
+        x = tl.load(row_ptr + start + lane, mask=inside, other=0.0).to(tl.float32) * down * step
+        x = x * tl.load(norm_weight_ptr + start + lane, mask=inside, other=0.0).to(tl.float32)
+        if HAS_META:
+            total += x * tl.load(meta_weight_ptr + start + lane, mask=inside, other=0.0).to(tl.float32)
+        for part in tl.static_range(PARTS):
+            piece = x.to(parts_ptr.dtype.element_ty)
+            tl.store(parts_ptr + part * part_stride + row.to(tl.int64) * width + start + lane, piece, mask=inside)
+            x -= piece.to(tl.float32)
+    tl.store(scale_ptr + row, rest)
+    if HAS_META:
+        tl.store(meta_ptr + row, tl.sum(total, axis=0) * rest + meta_bias)
+    if (tl.load(top_k_ptr + row) > 0) | (tl.load(top_p_ptr + row) < 1.0):
+        for start in range(0, BINS, BLOCK):
+            tl.store(histogram_ptr + row.to(tl.int64) * BINS + start + lane, tl.zeros([BLOCK], tl.int64), mask=start + lane < BINS)
+
+
+@triton.jit
+def row_of(offsets_ptr, num_rows, index):
+    """The row that owns an entry of the lists: the largest one with offsets[row] <= index."""
+    low = tl.zeros_like(index)
+    high = tl.zeros_like(index) + num_rows
+    for _ in range(32):
+        middle = (low + high) // 2
+        below = tl.load(offsets_ptr + middle) <= index
+        more = high - low > 1
+        low = tl.where(more & below, middle, low)
+        high = tl.where(more & ~below, middle, high)
+    return low
+
+
+@triton.jit
+def _mark_kernel(offsets_ptr, ids_ptr, bits_ptr, num_rows, num_ids, vocabulary, words, BLOCK: tl.constexpr):
+    """Sets the bit of every listed id in its row of bits [T, words]."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    listed = index < num_ids
+    ids = tl.load(ids_ptr + index, mask=listed, other=0)
+    row = row_of(offsets_ptr, num_rows, index)
+    listed &= (ids >= 0) & (ids < vocabulary)
+    tl.atomic_or(bits_ptr + row.to(tl.int64) * words + ids // 32, tl.full([BLOCK], 1, tl.int32) << (ids % 32), mask=listed, sem="relaxed")
+
+
+@triton.jit
+def logit_tile(
+    parts_ptr, head_ptr, rows, row_mask, ids, id_mask, num_rows, width, limit, head_stride,
+    PARTS: tl.constexpr, PANEL: tl.constexpr, BLOCK_E: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Products [ids, rows] of head rows and hidden states, before the rows' factor; `limit` 0 computes nothing.
+
+    Every user takes the same tile sizes, so that the bits of a logit depend on its row and id alone. PANEL > 0: the head stands as
+    `linear.pack` left it. UPCAST: the interpreter can't multiply bf16.
+    """
+    lane = tl.arange(0, BLOCK_E)
+    if PANEL:
+        head_row = head_ptr + (ids // PANEL).to(tl.int64) * width * PANEL + ids % PANEL
+    else:
+        head_row = head_ptr + ids.to(tl.int64) * head_stride
+    hidden_row = parts_ptr + rows.to(tl.int64) * width
+    part_stride = num_rows.to(tl.int64) * width
+    products = tl.zeros([ids.shape[0], rows.shape[0]], tl.float32)
+    for start in range(0, limit, BLOCK_E):
+        e = start + lane
+        step = e * PANEL if PANEL else e
+        w = tl.load(head_row[:, None] + step[None, :], mask=id_mask[:, None] & (e < width)[None, :], other=0.0)
+        for part in tl.static_range(PARTS):
+            x = tl.load(hidden_row[None, :] + part * part_stride + e[:, None], mask=row_mask[None, :] & (e < width)[:, None], other=0.0)
+            if UPCAST:
+                products = tl.dot(w.to(tl.float32), x.to(tl.float32), products, input_precision="ieee")
+            else:
+                products = tl.dot(w, x, products, input_precision="ieee")
+    return products
+
+
+@triton.jit
+def listed_of(bits_ptr, rows, row_mask, ids, id_mask, words):
+    """Which (row, id) have their bit set, [rows, ids]."""
+    at = bits_ptr + rows.to(tl.int64)[:, None] * words + (ids // 32)[None, :]
+    word = tl.load(at, mask=row_mask[:, None] & id_mask[None, :], other=0)
+    return ((word >> (ids % 32)[None, :]) & 1) != 0
+
+
+@triton.jit
+def drawable_of(
+    bits_ptr, banned_ptr, offsets_ptr, rows, row_mask, ids, id_mask, words, HAS_ALLOWED: tl.constexpr, HAS_BANNED: tl.constexpr
+):  # fmt: skip
+    """(ids over which the log-probability is taken, ids that may be drawn), [rows, ids] each."""
+    inside = row_mask[:, None] & id_mask[None, :]
+    if HAS_ALLOWED:
+        first = tl.load(offsets_ptr + rows, mask=row_mask, other=0)
+        free = tl.load(offsets_ptr + rows + 1, mask=row_mask, other=0) == first
+        inside &= free[:, None] | listed_of(bits_ptr, rows, row_mask, ids, id_mask, words)
+    drawable = inside
+    if HAS_BANNED:
+        drawable &= ~listed_of(banned_ptr, rows, row_mask, ids, id_mask, words)
+    return inside, drawable
+
+
+@triton.jit
+def best_of(value, ids):
+    """(largest value, its lowest id) of every row; the id of a row with nothing but -inf means nothing."""
+    largest = tl.max(value, axis=1)
+    return largest, tl.min(tl.where(value == largest[:, None], ids[None, :], _NO_ID), axis=1)
+
+
+@triton.jit
+def to_histogram(histogram_ptr, rows, counted, logit, cooling):
+    """Adds tokens to their row's histogram: one integer a bin, count << 40 | mass, so that the sum has no order.
+
+    A token's mass is exp((logit - upper edge of its bin) / temperature) in units of 2^-20, cut off: the sum of a bin of n tokens is
+    right to within n units below and 2n above, and 2^20 tokens fit. Logits from -128 on have a bin of 1/8 nat.
+    """
+    bins = bin_of(logit)
+    mass = tl.exp(tl.minimum((logit - upper_edge_of(bins)) * cooling[:, None], 0.0)) * (1 << MASS_BITS)
+    mass = tl.where(counted, mass, 0.0)
+    token = mass.to(tl.int64) + (tl.full(mass.shape, 1, tl.int64) << COUNT_SHIFT)
+    tl.atomic_add(histogram_ptr + rows.to(tl.int64)[:, None] * BINS + bins, token, mask=counted, sem="relaxed")
+
+
+@triton.jit
+def _head_kernel(
+    parts_ptr, scale_ptr, head_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, position_ptr,
+    allowed_ptr, banned_ptr, offsets_ptr, floats_ptr, ids_ptr, histogram_ptr,
+    num_rows, width, vocabulary, head_stride, words, softcap,
+    HAS_SOFTCAP: tl.constexpr, HAS_ALLOWED: tl.constexpr, HAS_BANNED: tl.constexpr, PARTS: tl.constexpr, PANEL: tl.constexpr,
+    UPCAST: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """One tile. Rows of the same ids run side by side, so that the head is read from memory once."""
+    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    tile = tl.program_id(1)
+    ids = tile * BLOCK_V + tl.arange(0, BLOCK_V)
+    row_mask = rows < num_rows
+    id_mask = ids < vocabulary
+    inside, drawable = drawable_of(
+        allowed_ptr, banned_ptr, offsets_ptr, rows, row_mask, ids, id_mask, words, HAS_ALLOWED, HAS_BANNED
+    )  # fmt: skip
+    limit = width
+    if HAS_ALLOWED:  # a tile without an allowed id reads no weights
+        limit = tl.where(tl.max(tl.max(inside.to(tl.int32), axis=1), axis=0) > 0, width, 0)
+    products = logit_tile(
+        parts_ptr, head_ptr, rows, row_mask, ids, id_mask, num_rows, width, limit, head_stride, PARTS, PANEL, BLOCK_E, UPCAST
+    )  # fmt: skip
+    scale = tl.load(scale_ptr + rows, mask=row_mask, other=0.0)
+    logit = tl.trans(products) * scale[:, None]
+    failed = inside & ((logit != logit) | (logit == float("inf")))
+    if HAS_SOFTCAP:
+        logit = soft_capped(logit, softcap)
+    logit = tl.where(inside & ~failed, logit, float("-inf"))
+    maximum = tl.max(logit, axis=1)
+    total = tl.sum(tl.exp(logit - tl.where(maximum == float("-inf"), 0.0, maximum)[:, None]), axis=1)
+    total = tl.where(tl.max(failed.to(tl.int32), axis=1) > 0, float("nan"), total)
+
+    logit = tl.where(drawable, logit, float("-inf"))
+    best, best_id = best_of(logit, ids)
+    temperature = tl.load(temperature_ptr + rows, mask=row_mask, other=0.0)
+    cooling = inverse_temperature(temperature)
+    noisy = tl.where(logit == float("-inf"), float("-inf"), (logit - best[:, None]) * cooling[:, None])
+    if tl.max(temperature, axis=0) > 0.0:
+        seed = tl.load(seed_ptr + rows, mask=row_mask, other=0)
+        position = tl.load(position_ptr + rows, mask=row_mask, other=0)
+        quads = tile * (BLOCK_V // 4) + tl.arange(0, BLOCK_V // 4)
+        c0, c1, c2, c3 = philox_words(quads[None, :], seed[:, None], position[:, None])
+        noise = gumbel_of(tl.interleave(tl.interleave(c0, c2), tl.interleave(c1, c3)))
+        noisy += tl.where((temperature > 0.0)[:, None], noise, 0.0)
+    value_1, id_1 = best_of(noisy, ids)
+    first = ids[None, :] == id_1[:, None]
+    noisy = tl.where(first, float("-inf"), noisy)
+    value_2, id_2 = best_of(noisy, ids)
+    second = ids[None, :] == id_2[:, None]
+
+    tiles = tl.num_programs(1)
+    at = rows.to(tl.int64) * tiles + tile
+    stride = num_rows.to(tl.int64) * tiles
+    tl.store(floats_ptr + MAXIMUM * stride + at, maximum, mask=row_mask)
+    tl.store(floats_ptr + SUM * stride + at, total, mask=row_mask)
+    tl.store(floats_ptr + BEST * stride + at, best, mask=row_mask)
+    tl.store(floats_ptr + LOGIT_1 * stride + at, tl.max(tl.where(first, logit, float("-inf")), axis=1), mask=row_mask)
+    tl.store(floats_ptr + LOGIT_2 * stride + at, tl.max(tl.where(second, logit, float("-inf")), axis=1), mask=row_mask)
+    tl.store(ids_ptr + BEST_ID * stride + at, tl.where(best == float("-inf"), -1, best_id), mask=row_mask)
+    tl.store(ids_ptr + ID_1 * stride + at, tl.where(value_1 == float("-inf"), -1, id_1), mask=row_mask)
+    tl.store(ids_ptr + ID_2 * stride + at, tl.where(value_2 == float("-inf"), -1, id_2), mask=row_mask)
+
+    top_k = tl.load(top_k_ptr + rows, mask=row_mask, other=0)
+    top_p = tl.load(top_p_ptr + rows, mask=row_mask, other=1.0)
+    cut = (temperature > 0.0) & ((top_k > 0) | (top_p < 1.0))
+    if tl.max(cut.to(tl.int32), axis=0) > 0:
+        to_histogram(histogram_ptr, rows, cut[:, None] & (logit > float("-inf")), logit, cooling)
+
+
+@triton.jit
+def _token_logits_kernel(
+    parts_ptr, scale_ptr, head_ptr, offsets_ptr, ids_ptr, out_ptr, num_rows, num_ids, width, vocabulary, head_stride, softcap,
+    HAS_SOFTCAP: tl.constexpr, PARTS: tl.constexpr, PANEL: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_V listed ids: their tile with every group of BLOCK_T rows that owns one of them, of which each takes its own row."""
+    index = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+    listed = index < num_ids
+    ids = tl.load(ids_ptr + index, mask=listed, other=0)
+    owner = row_of(offsets_ptr, num_rows, tl.minimum(index, num_ids - 1))
+    valid = listed & (ids >= 0) & (ids < vocabulary)
+    result = tl.zeros([BLOCK_V], tl.float32)
+    for group in range(tl.min(owner, axis=0) // BLOCK_T, tl.max(owner, axis=0) // BLOCK_T + 1):
+        rows = group * BLOCK_T + tl.arange(0, BLOCK_T)
+        row_mask = rows < num_rows
+        products = logit_tile(
+            parts_ptr, head_ptr, rows, row_mask, ids, valid, num_rows, width, width, head_stride, PARTS, PANEL, BLOCK_E, UPCAST
+        )  # fmt: skip
+        scale = tl.load(scale_ptr + rows, mask=row_mask, other=0.0)
+        result += tl.sum(tl.where(rows[None, :] == owner[:, None], products * scale[None, :], 0.0), axis=1)
+    if HAS_SOFTCAP:
+        result = soft_capped(result, softcap)
+    tl.store(out_ptr + index, result, mask=listed)

@@ -1,0 +1,51 @@
+"""Tile sizes and launch options of the output head's kernels: they depend on the head's dtype and the device, never on the batch."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROW_BLOCK = 1024
+REDO_BLOCK = 1024
+
+NORM_OPTIONS: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
+DRAW_OPTIONS: dict[str, Any] = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": True}
+
+# 64 rows at 16 bits: up to there a head is bound by its bytes also with two parts a number (256 FLOP/B of an H100's 295).
+HEAD_16 = {"BLOCK_T": 64, "BLOCK_V": 128, "BLOCK_E": 64, "num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
+HEAD_32 = {"BLOCK_T": 32, "BLOCK_V": 128, "BLOCK_E": 32, "num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
+
+HEAD_16_ON: dict[str, dict[str, Any]] = {"sm_120": {"num_stages": 2}, "gfx942": {"num_stages": 2, "BLOCK_E": 32}}
+HEAD_32_ON: dict[str, dict[str, Any]] = {"gfx942": {"num_stages": 2}}
+
+
+def head_options(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Tile sizes and options of the kernels that multiply, for a head's dtype."""
+    base, by_target = (HEAD_32, HEAD_32_ON) if dtype == torch.float32 else (HEAD_16, HEAD_16_ON)
+    return dict(base) | by_target.get(target_of(device.type, device.index), {})
+
+
+def num_parts(hidden: Tensor, norm_weight: Tensor, weight: Tensor) -> int:
+    """How many numbers of the head's dtype stand for one normed hidden state, so that its fp32 value (nearly) survives.
+
+    fp16 has 11 bits, two of them 22. bf16 has 8: two hold the product of two bf16 numbers, three any fp32 number.
+    """
+    if weight.dtype == torch.float32:
+        return 1
+    if weight.dtype == torch.float16:
+        return 2
+    return 2 if hidden.dtype == torch.bfloat16 and norm_weight.dtype == torch.bfloat16 else 3
+
+
+@functools.cache
+def target_of(kind: str, index: int | None) -> str:
+    """The name of a device among `specialisation.TARGETS`, or of the nearest one below it."""
+    if kind != "cuda":
+        return ""
+    if torch.version.hip:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(index)
+    return f"sm_{major}0"
