@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spct_kernels.checks import FLOAT_DTYPES, bind, check_dtype
-from spct_kernels.dispatch import cpu_ops, resolve
+from spct_kernels.dispatch import cpu_ops, resolve, triton_kernels
 from spct_kernels.errors import InputError
 from spct_kernels.registry import Case, Cost, Inputs, Op, register
 
@@ -17,14 +17,15 @@ SCHEMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARD_AXES = ("column", "row", "vocabulary", "replicated")
 
 PANEL = 16
-"""Outputs that stand side by side in the packed layout [ceil(O/16), I, 16]; the last panel is padded with zeros."""
+"""Outputs that stand side by side in the CPU's layout [ceil(O/16), I, 16]; the last panel is padded with zeros. On other devices a
+panel has one output: [O, I, 1], the plain matrix."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedLinear:
     """A weight [O, I], packed for `linear`.
 
-    panels      [ceil(O/16), I, 16]  in the scheme's dtype
+    panels      [ceil(O/P), I, P]  in the scheme's dtype; P = 16 on a CPU, 1 elsewhere
     scheme      "fp32", "bf16" or "fp16": storage; products and sums are fp32
     shape       (O, I)
     shard_axis  how tensor parallelism would cut it: "column", "row", "vocabulary" or "replicated"
@@ -56,7 +57,8 @@ class PackedLinear:
         ids  [n]  integer, 0 <= id < O
         """
         ids = ids.long()
-        return self.panels[ids // PANEL, :, ids % PANEL]
+        width = self.panels.shape[2]
+        return self.panels[ids // width, :, ids % width]
 
     def replace(self, weight: Tensor) -> None:
         """Writes another weight [O, I] into the same memory, so that a live engine sees it with its next step.
@@ -69,13 +71,14 @@ class PackedLinear:
 
 
 def _fill(panels: Tensor, weight: Tensor) -> None:
-    """Writes [O, I] into [ceil(O/16), I, 16], rounding to the panels' dtype."""
+    """Writes [O, I] into [ceil(O/P), I, P], rounding to the panels' dtype."""
     outputs, inputs = weight.shape
-    whole = outputs // PANEL
-    panels[:whole].copy_(weight[: whole * PANEL].view(whole, PANEL, inputs).transpose(1, 2))
-    if outputs % PANEL:
+    width = panels.shape[2]
+    whole = outputs // width
+    panels[:whole].copy_(weight[: whole * width].view(whole, width, inputs).transpose(1, 2))
+    if outputs % width:
         panels[whole].zero_()
-        panels[whole, :, : outputs % PANEL].copy_(weight[whole * PANEL :].t())
+        panels[whole, :, : outputs % width].copy_(weight[whole * width :].t())
 
 
 def pack(weight: Tensor, scheme: str, *, shard_axis: str = "replicated") -> PackedLinear:
@@ -96,7 +99,8 @@ def pack(weight: Tensor, scheme: str, *, shard_axis: str = "replicated") -> Pack
     dims = bind(weight=(weight, "O I"))
     check_dtype("weight", weight, FLOAT_DTYPES)
     outputs, inputs = dims["O"], dims["I"]
-    panels = torch.empty(((outputs + PANEL - 1) // PANEL, inputs, PANEL), dtype=SCHEMES[scheme], device=weight.device)
+    width = PANEL if weight.device.type == "cpu" else 1
+    panels = torch.empty((-(-outputs // width), inputs, width), dtype=SCHEMES[scheme], device=weight.device)
     _fill(panels, weight.detach().contiguous())
     return PackedLinear(panels, scheme, (outputs, inputs), shard_axis)
 
@@ -128,10 +132,13 @@ def linear(x: Tensor, weight: PackedLinear, bias: Tensor | None = None, determin
     check_dtype("x", x, FLOAT_DTYPES)
     if weight.device != x.device:
         raise InputError(f"weight: expected on x's device {x.device}, got {weight.device}; pack it there")
-    if resolve(backend, x.device, x.dtype) == "reference":
+    chosen = resolve(backend, x.device, x.dtype)
+    if chosen == "reference":
         return linear_reference(x, weight, bias)
     if bias is not None:
         bias = bias.float().contiguous()
+    if chosen == "triton":
+        return triton_kernels("linear").linear(x.contiguous(), weight, bias)  # type: ignore[no-any-return] # imported by name
     return cpu_ops().linear(x.contiguous(), weight.panels, bias, outputs)  # type: ignore[no-any-return] # torch.ops is untyped
 
 

@@ -1,15 +1,14 @@
 """Keyed noise on the device: the bits of `philox.random_bits` and Gumbel variables in fp32, as device functions of other kernels."""
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
-# ruff: noqa: ANN001, ANN201 - triton reads the annotations of a kernel itself
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from spct_kernels.triton_common import device
 
-@triton.jit
-def philox_words(quad, seed, position):
+
+@device
+def philox_words(quad: tl.tensor, seed: tl.tensor, position: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Four uint32 words per counter: the bits of the ids 4 * quad … 4 * quad + 3.
 
     quad            int32, any shape
@@ -37,23 +36,23 @@ def philox_words(quad, seed, position):
     return c0, c1, c2, c3
 
 
-@triton.jit
-def random_bits_of(ids, seed, position):
+@device
+def random_bits_of(ids: tl.tensor, seed: tl.tensor, position: tl.tensor) -> tl.tensor:
     """The uint32 bits of single ids; a counter is computed for each, so this is for a few of them."""
     c0, c1, c2, c3 = philox_words(ids >> 2, seed, position)
     word = ids & 3
     return tl.where(word < 2, tl.where(word == 0, c0, c1), tl.where(word == 2, c2, c3))
 
 
-@triton.jit
-def gumbel_of(bits):
+@device
+def gumbel_of(bits: tl.tensor) -> tl.tensor:
     """Standard Gumbel variables in fp32 from uint32 bits, both tails exact to a few roundings.
 
     log1p(-w) is log(1 - w) * w / (1 - (1 - w)), which undoes the rounding of 1 - w; libdevice's is missing under the interpreter.
     Source: W. Kahan, HP-15C Advanced Functions Handbook, 1982.
     """
     u = (bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    w = ((~bits).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    w = ((bits ^ tl.full(bits.shape, 0xFFFFFFFF, tl.uint32)).to(tl.float32) + 0.5) * 2.3283064365386963e-10
     rest = 1.0 - w
     taken = 1.0 - rest
     small = taken == 0.0

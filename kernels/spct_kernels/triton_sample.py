@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from spct_kernels.linear import PANEL, PackedLinear
+from spct_kernels.linear import PackedLinear
 from spct_kernels.sample_reference import Draw, Head, TokenLists
+from spct_kernels.triton_common import check_runnable, next_power_of_2
 from spct_kernels.triton_sample_draw import NUM_COUNTERS, _decide_kernel, _redo_draw_kernel, _redo_logits_kernel
 from spct_kernels.triton_sample_head import (
     BINS,
@@ -45,7 +45,6 @@ class _PreparedHead:
     histogram: Tensor
     weight: Tensor
     num_rows: int
-    width: int
     vocabulary: int
     weight_stride: int
     softcap: float | None
@@ -57,11 +56,11 @@ class _PreparedHead:
 
     @property
     def num_tiles(self) -> int:
-        return int(triton.cdiv(self.vocabulary, self.common["BLOCK_V"]))
+        return _tiles(self.vocabulary, int(self.common["BLOCK_V"]))
 
     @property
     def grid(self) -> tuple[int, int]:
-        return int(triton.cdiv(self.num_rows, self.block_t)), self.num_tiles
+        return _tiles(self.num_rows, self.block_t), self.num_tiles
 
 
 def certificate_counts(device: torch.device | str) -> tuple[int, int]:
@@ -95,7 +94,7 @@ def fused_sample_triton(
     ids = torch.empty((NUM_IDS.value, num_rows, ready.num_tiles), dtype=torch.int32, device=device)
     _head_kernel[ready.grid](
         ready.parts, ready.scale, ready.weight, draw.temperature, draw.top_k, draw.top_p, draw.seed, draw.position,
-        *masks.tensors, floats, ids, ready.histogram, ready.num_rows, ready.width, ready.vocabulary, ready.weight_stride,
+        *masks.tensors, floats, ids, ready.histogram, ready.num_rows, ready.vocabulary, ready.weight_stride,
         masks.words, ready.softcap or 1.0, HAS_SOFTCAP=ready.softcap is not None, **masks.flags, **ready.common,
     )  # fmt: skip
     if device not in _counters:
@@ -104,15 +103,15 @@ def fused_sample_triton(
     parameters = (draw.temperature, draw.top_k, draw.top_p, draw.min_p, draw.seed, draw.position)
     _decide_kernel[(num_rows,)](
         floats, ids, ready.histogram, *parameters, token, logprob, best, normaliser, _counters[device], num_rows, ready.num_tiles,
-        FORCE_REDO=redo_all, BLOCK=triton.next_power_of_2(ready.num_tiles), **DRAW_OPTIONS,
+        FORCE_REDO=redo_all, BLOCK=next_power_of_2(ready.num_tiles), **DRAW_OPTIONS,
     )  # fmt: skip
     logits = torch.empty((num_rows, ready.vocabulary), dtype=torch.float32, device=device)  # written for redone rows alone
     _redo_logits_kernel[ready.grid](
-        ready.parts, ready.scale, ready.weight, *masks.tensors, token, logits, ready.num_rows, ready.width, ready.vocabulary,
+        ready.parts, ready.scale, ready.weight, *masks.tensors, token, logits, ready.num_rows, ready.vocabulary,
         ready.weight_stride, masks.words, ready.softcap or 1.0, HAS_SOFTCAP=ready.softcap is not None, **masks.flags, **ready.common,
     )  # fmt: skip
     _redo_draw_kernel[(num_rows,)](
-        logits, *parameters, token, logprob, best, normaliser, ready.vocabulary, BLOCK=REDO_BLOCK, **DRAW_OPTIONS
+        logits, *parameters, token, logprob, best, normaliser, VOCABULARY=ready.vocabulary, BLOCK=REDO_BLOCK, **DRAW_OPTIONS
     )  # fmt: skip
     return token, logprob, ready.meta
 
@@ -124,9 +123,9 @@ def token_logits_triton(head: Head, lists: TokenLists) -> Tensor:
     if ids.numel() == 0:
         return out
     ready = _prepare(head, None, None, 0.0)
-    grid = (triton.cdiv(ids.numel(), ready.common["BLOCK_V"]),)
+    grid = (_tiles(ids.numel(), ready.common["BLOCK_V"]),)
     _token_logits_kernel[grid](
-        ready.parts, ready.scale, ready.weight, offsets, ids, out, ready.num_rows, ids.numel(), ready.width, ready.vocabulary,
+        ready.parts, ready.scale, ready.weight, offsets, ids, out, ready.num_rows, ids.numel(), ready.vocabulary,
         ready.weight_stride, ready.softcap or 1.0, HAS_SOFTCAP=ready.softcap is not None, **ready.common,
     )  # fmt: skip
     return out
@@ -135,6 +134,7 @@ def token_logits_triton(head: Head, lists: TokenLists) -> Tensor:
 def _prepare(head: Head, draw: Draw | None, meta_weight: Tensor | None, meta_bias: float) -> _PreparedHead:
     """Launches the final norm."""
     hidden, norm_weight, norm_eps, lm_head, softcap = head
+    check_runnable(hidden, _final_norm_kernel)
     device = hidden.device
     hidden, norm_weight = _rows_contiguous(hidden), _narrow(norm_weight).contiguous()
     weight = lm_head.panels if isinstance(lm_head, PackedLinear) else _rows_contiguous(lm_head)
@@ -147,16 +147,16 @@ def _prepare(head: Head, draw: Draw | None, meta_weight: Tensor | None, meta_bia
     top_p = draw.top_p if draw else torch.ones(num_rows, dtype=torch.float32, device=device)
     _final_norm_kernel[(num_rows,)](
         hidden, norm_weight, None if meta_weight is None else _narrow(meta_weight).contiguous(), top_k, top_p, parts, scale, meta,
-        histogram, num_rows, width, hidden.stride(0), float(norm_eps), float(meta_bias), PARTS=parts.shape[0],
+        histogram, num_rows, hidden.stride(0), float(norm_eps), float(meta_bias), WIDTH=width, PARTS=parts.shape[0],
         HAS_META=meta is not None, BLOCK=ROW_BLOCK, **NORM_OPTIONS,
     )  # fmt: skip
     common = head_options(weight.dtype, device) | {
+        "WIDTH": width,
         "PARTS": parts.shape[0],
-        "PANEL": PANEL if isinstance(lm_head, PackedLinear) else 0,
-        "UPCAST": device.type == "cpu",
+        "PANEL": weight.shape[2] if weight.dim() == 3 and weight.shape[2] > 1 else 0,
     }
     return _PreparedHead(
-        parts, scale, meta, histogram, weight, num_rows, width, lm_head.shape[0], weight.stride(0), softcap, common
+        parts, scale, meta, histogram, weight, num_rows, lm_head.shape[0], weight.stride(0), softcap, common
     )  # fmt: skip
 
 
@@ -181,9 +181,14 @@ def _marked(lists: TokenLists, ready: _PreparedHead, words: int) -> Tensor:
     offsets, ids = lists
     bits = torch.zeros((ready.num_rows, words), dtype=torch.int32, device=ids.device)
     if ids.numel():
-        grid = (triton.cdiv(ids.numel(), ROW_BLOCK),)
+        grid = (_tiles(ids.numel(), ROW_BLOCK),)
         _mark_kernel[grid](offsets, ids, bits, ready.num_rows, ids.numel(), ready.vocabulary, words, BLOCK=ROW_BLOCK, **NORM_OPTIONS)
     return bits
+
+
+def _tiles(count: int, size: int) -> int:
+    """How many tiles of a size cover a count."""
+    return -(-count // size)
 
 
 def _narrow(x: Tensor) -> Tensor:

@@ -6,15 +6,13 @@ of the tiles' tokens in noisy order that is not certainly out is the draw if it 
 are both out might hide a better one. Else the row's token becomes UNCERTIFIED and the redo kernels, always launched, compute its
 logits again with the same tiles, find the end of the beginning exactly and draw.
 """
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
-# ruff: noqa: ANN001, ANN201 - triton reads the annotations of a kernel itself
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from spct_kernels.sample_reference import MIN_P_SLACK, TOP_P_SLACK
+from spct_kernels.triton_common import device, kernel
 from spct_kernels.triton_philox import gumbel_of, random_bits_of
 from spct_kernels.triton_sample_head import (
     BEST,
@@ -50,8 +48,8 @@ _SEARCH_ROUNDS = tl.constexpr(8)
 _LEAST_KEY = tl.constexpr(-(2**31))
 
 
-@triton.jit
-def above_min_p(logit, best, temperature, min_p):
+@device
+def above_min_p(logit: tl.tensor, best: tl.tensor, temperature: tl.tensor, min_p: tl.tensor) -> tl.tensor:
     """Whether min-p keeps a logit; every token if min_p is 0."""
     floor = tl.log(tl.where(min_p > 0.0, min_p, 1.0))
     slack = tl.where(min_p < 1.0, _MIN_P_SLACK * tl.maximum(-floor, 1.0), 0.0)
@@ -59,8 +57,10 @@ def above_min_p(logit, best, temperature, min_p):
     return (distance >= floor - slack) | (min_p <= 0.0)
 
 
-@triton.jit
-def certain_bins(histogram_ptr, row, best, cooling, top_k, top_p):
+@device
+def certain_bins(
+    histogram_ptr: tl.tensor, row: tl.tensor, best: tl.tensor, cooling: tl.tensor, top_k: tl.tensor, top_p: tl.tensor
+) -> tuple[tl.tensor, tl.tensor]:
     """(lowest bin that top-k and top-p certainly keep, highest bin that one of them certainly drops).
 
     Sums run from the best bin down and carry their errors: units of the fixed-point masses, and _MARGIN for exp and fp32 sums.
@@ -99,26 +99,50 @@ def certain_bins(histogram_ptr, row, best, cooling, top_k, top_p):
     return lowest_kept, highest_dropped
 
 
-@triton.jit
-def tile_field(base_ptr, field, at, stride, mask, other):
+@device
+def tile_field(base_ptr: tl.tensor, field: tl.tensor, at: tl.tensor, stride: tl.tensor, mask: tl.tensor, other: tl.tensor) -> tl.tensor:
     """One field of every tile of a row."""
     return tl.load(base_ptr + field * stride + at, mask=mask, other=other)
 
 
-@triton.jit
-def noisy_value(logit, best, cooling, ids, valid, seed, position, random):
+@device
+def noisy_value(
+    logit: tl.tensor,
+    best: tl.tensor,
+    cooling: tl.tensor,
+    ids: tl.tensor,
+    valid: tl.tensor,
+    seed: tl.tensor,
+    position: tl.tensor,
+    random: tl.tensor,
+) -> tl.tensor:
     """(logit - best) / temperature + noise of single tokens; -inf where there is none."""
     value = tl.where(valid, (tl.where(valid, logit, best) - best) * cooling, float("-inf"))
     noise = gumbel_of(random_bits_of(ids, seed + tl.zeros_like(ids).to(tl.int64), position + tl.zeros_like(ids).to(tl.int64)))
     return value + tl.where(random, noise, 0.0)
 
 
-@triton.jit
+@kernel("num_rows")
 def _decide_kernel(
-    floats_ptr, ids_ptr, histogram_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, position_ptr,
-    token_ptr, logprob_ptr, best_ptr, normaliser_ptr, counters_ptr, num_rows, num_tiles,
-    FORCE_REDO: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    floats_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    histogram_ptr: tl.tensor,
+    temperature_ptr: tl.tensor,
+    top_k_ptr: tl.tensor,
+    top_p_ptr: tl.tensor,
+    min_p_ptr: tl.tensor,
+    seed_ptr: tl.tensor,
+    position_ptr: tl.tensor,
+    token_ptr: tl.tensor,
+    logprob_ptr: tl.tensor,
+    best_ptr: tl.tensor,
+    normaliser_ptr: tl.tensor,
+    counters_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    num_tiles: tl.tensor,
+    FORCE_REDO: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
     """One row. BLOCK >= num_tiles, so that the order of the sums is fixed by the vocabulary."""
     row = tl.program_id(0)
     tile = tl.arange(0, BLOCK)
@@ -188,13 +212,31 @@ def _decide_kernel(
             tl.atomic_add(counters_ptr + 1, 1, sem="relaxed")
 
 
-@triton.jit
+@kernel("num_rows")
 def _redo_logits_kernel(
-    parts_ptr, scale_ptr, head_ptr, allowed_ptr, banned_ptr, offsets_ptr, token_ptr, logits_ptr,
-    num_rows, width, vocabulary, head_stride, words, softcap,
-    HAS_SOFTCAP: tl.constexpr, HAS_ALLOWED: tl.constexpr, HAS_BANNED: tl.constexpr, PARTS: tl.constexpr, PANEL: tl.constexpr,
-    UPCAST: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+    parts_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    head_ptr: tl.tensor,
+    allowed_ptr: tl.tensor,
+    banned_ptr: tl.tensor,
+    offsets_ptr: tl.tensor,
+    token_ptr: tl.tensor,
+    logits_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    vocabulary: tl.tensor,
+    head_stride: tl.tensor,
+    words: tl.tensor,
+    softcap: tl.tensor,
+    HAS_SOFTCAP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HAS_ALLOWED: tl.constexpr,
+    HAS_BANNED: tl.constexpr,
+    PARTS: tl.constexpr,
+    PANEL: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+) -> None:
     """A tile of logits, -inf where not drawable, of the rows without a certificate; without such a row it leaves at once."""
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     redone = tl.load(token_ptr + rows, mask=rows < num_rows, other=-1) == UNCERTIFIED
@@ -202,30 +244,28 @@ def _redo_logits_kernel(
         ids = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
         row_mask = rows < num_rows
         id_mask = ids < vocabulary
-        products = logit_tile(
-            parts_ptr, head_ptr, rows, row_mask, ids, id_mask, num_rows, width, width, head_stride, PARTS, PANEL, BLOCK_E, UPCAST
-        )  # fmt: skip
+        products = logit_tile(parts_ptr, head_ptr, rows, row_mask, ids, id_mask, num_rows, head_stride, WIDTH, PARTS, PANEL, BLOCK_E)
         logit = tl.trans(products) * tl.load(scale_ptr + rows, mask=row_mask, other=0.0)[:, None]
         if HAS_SOFTCAP:
             logit = soft_capped(logit, softcap)
-        inside, drawable = drawable_of(
-            allowed_ptr, banned_ptr, offsets_ptr, rows, row_mask, ids, id_mask, words, HAS_ALLOWED, HAS_BANNED
-        )  # fmt: skip
+        inside, drawable = drawable_of(allowed_ptr, banned_ptr, offsets_ptr, rows, row_mask, ids, id_mask, words, HAS_ALLOWED, HAS_BANNED)
         at = rows.to(tl.int64)[:, None] * vocabulary + ids[None, :]
         tl.store(logits_ptr + at, tl.where(inside & drawable, logit, float("-inf")), mask=redone[:, None] & id_mask[None, :])
 
 
-@triton.jit
-def key_of(logit):
+@device
+def key_of(logit: tl.tensor) -> tl.tensor:
     """int64 keys in the order of the logits; 0.0 and -0.0 have the same."""
     bits = (logit + 0.0).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
 
 
-@triton.jit
-def weights_of(row_ptr, ids, vocabulary, best, cooling, BY_MASS: tl.constexpr):
+@device
+def weights_of(
+    row_ptr: tl.tensor, ids: tl.tensor, best: tl.tensor, cooling: tl.tensor, VOCABULARY: tl.constexpr, BY_MASS: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
     """(keys, weights) of some tokens: their mass relative to the best token's, or 1; 0 for what can't be drawn."""
-    logit = tl.load(row_ptr + ids, mask=ids < vocabulary, other=float("-inf"))
+    logit = tl.load(row_ptr + ids, mask=ids < VOCABULARY, other=float("-inf"))
     there = logit > float("-inf")
     if BY_MASS:
         weight = tl.where(there, tl.exp((tl.where(there, logit, best) - best) * cooling), 0.0)
@@ -234,28 +274,44 @@ def weights_of(row_ptr, ids, vocabulary, best, cooling, BY_MASS: tl.constexpr):
     return key_of(logit), weight
 
 
-@triton.jit
-def weight_above(row_ptr, vocabulary, best, cooling, key, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
+@device
+def weight_above(
+    row_ptr: tl.tensor,
+    best: tl.tensor,
+    cooling: tl.tensor,
+    key: tl.tensor,
+    VOCABULARY: tl.constexpr,
+    BY_MASS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
     """(weight of the tokens above a key, weight of those at it) in fp64."""
     above = tl.full([], 0.0, tl.float64)
     equal = tl.full([], 0.0, tl.float64)
-    for start in range(0, vocabulary, BLOCK):
-        keys, weight = weights_of(row_ptr, start + tl.arange(0, BLOCK), vocabulary, best, cooling, BY_MASS)
+    for start in range(0, VOCABULARY, BLOCK):
+        keys, weight = weights_of(row_ptr, start + tl.arange(0, BLOCK), best, cooling, VOCABULARY, BY_MASS)
         above += tl.sum(tl.where(keys > key, weight, 0.0), axis=0).to(tl.float64)
         equal += tl.sum(tl.where(keys == key, weight, 0.0), axis=0).to(tl.float64)
     return above, equal
 
 
-@triton.jit
-def last_key(row_ptr, vocabulary, best, cooling, limit, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
+@device
+def last_key(
+    row_ptr: tl.tensor,
+    best: tl.tensor,
+    cooling: tl.tensor,
+    limit: tl.tensor,
+    VOCABULARY: tl.constexpr,
+    BY_MASS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
     """The smallest key above which there is less weight than `limit`: four of its bits a pass."""
     key = tl.full([], _LEAST_KEY, tl.int64)
     step = tl.full([], 1 << 28, tl.int64)
     for _ in range(_SEARCH_ROUNDS):
         thresholds = key + (tl.arange(0, 16).to(tl.int64) + 1) * step - 1
         weight_at = tl.zeros([16], tl.float64)
-        for start in range(0, vocabulary, BLOCK):
-            keys, weight = weights_of(row_ptr, start + tl.arange(0, BLOCK), vocabulary, best, cooling, BY_MASS)
+        for start in range(0, VOCABULARY, BLOCK):
+            keys, weight = weights_of(row_ptr, start + tl.arange(0, BLOCK), best, cooling, VOCABULARY, BY_MASS)
             weight_at += tl.sum(tl.where(keys[:, None] > thresholds[None, :], weight[:, None], 0.0), axis=0).to(tl.float64)
         reached = (weight_at >= limit) & (tl.arange(0, 16) < 15)
         key += tl.sum(reached.to(tl.int64), axis=0) * step
@@ -263,15 +319,26 @@ def last_key(row_ptr, vocabulary, best, cooling, limit, BY_MASS: tl.constexpr, B
     return key
 
 
-@triton.jit
+@kernel()
 def _redo_draw_kernel(
-    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, position_ptr, token_ptr, logprob_ptr,
-    best_ptr, normaliser_ptr, vocabulary, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits_ptr: tl.tensor,
+    temperature_ptr: tl.tensor,
+    top_k_ptr: tl.tensor,
+    top_p_ptr: tl.tensor,
+    min_p_ptr: tl.tensor,
+    seed_ptr: tl.tensor,
+    position_ptr: tl.tensor,
+    token_ptr: tl.tensor,
+    logprob_ptr: tl.tensor,
+    best_ptr: tl.tensor,
+    normaliser_ptr: tl.tensor,
+    VOCABULARY: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
     """One row without a certificate: the last key that is kept, how many of its equals, and the best noisy token among these."""
     row = tl.program_id(0)
     if tl.load(token_ptr + row) == UNCERTIFIED:
-        row_ptr = logits_ptr + row.to(tl.int64) * vocabulary
+        row_ptr = logits_ptr + row.to(tl.int64) * VOCABULARY
         best = tl.load(best_ptr + row)
         temperature = tl.load(temperature_ptr + row)
         cooling = inverse_temperature(temperature)
@@ -279,18 +346,18 @@ def _redo_draw_kernel(
         top_p = tl.load(top_p_ptr + row)
         min_p = tl.load(min_p_ptr + row)
         limit = tl.where(top_k > 0, top_k, _NO_ID).to(tl.float64)
-        key = last_key(row_ptr, vocabulary, best, cooling, limit, False, BLOCK)
-        above, equal = weight_above(row_ptr, vocabulary, best, cooling, key, False, BLOCK)
+        key = last_key(row_ptr, best, cooling, limit, VOCABULARY, False, BLOCK)
+        above, equal = weight_above(row_ptr, best, cooling, key, VOCABULARY, False, BLOCK)
         equals = tl.minimum(limit - above, equal)
         if top_p < 1.0:
-            mass_above, mass_equal = weight_above(row_ptr, vocabulary, best, cooling, key, True, BLOCK)
+            mass_above, mass_equal = weight_above(row_ptr, best, cooling, key, VOCABULARY, True, BLOCK)
             each = mass_equal / tl.maximum(equal, 1.0)
             fraction = top_p.to(tl.float64) * (1.0 - _TOP_P_SLACK)
             mass = tl.maximum((mass_above + equals * each) * fraction, 1e-30)  # the best token stays at top_p = 0
-            nucleus = last_key(row_ptr, vocabulary, best, cooling, mass, True, BLOCK)
+            nucleus = last_key(row_ptr, best, cooling, mass, VOCABULARY, True, BLOCK)
             if nucleus >= key:
-                mass_above, mass_equal = weight_above(row_ptr, vocabulary, best, cooling, nucleus, True, BLOCK)
-                above, equal = weight_above(row_ptr, vocabulary, best, cooling, nucleus, False, BLOCK)
+                mass_above, mass_equal = weight_above(row_ptr, best, cooling, nucleus, VOCABULARY, True, BLOCK)
+                above, equal = weight_above(row_ptr, best, cooling, nucleus, VOCABULARY, False, BLOCK)
                 each = tl.maximum(mass_equal / tl.maximum(equal, 1.0), 1e-300)
                 wanted = tl.maximum(tl.ceil((mass - mass_above) / each), 1.0)
                 equals = tl.where(nucleus == key, tl.minimum(equals, wanted), wanted)
@@ -300,9 +367,9 @@ def _redo_draw_kernel(
         winning = tl.full([], float("-inf"), tl.float32)
         token = tl.full([], -1, tl.int32)
         passed = tl.full([], 0, tl.int32)
-        for start in range(0, vocabulary, BLOCK):
+        for start in range(0, VOCABULARY, BLOCK):
             ids = start + tl.arange(0, BLOCK)
-            logit = tl.load(row_ptr + ids, mask=ids < vocabulary, other=float("-inf"))
+            logit = tl.load(row_ptr + ids, mask=ids < VOCABULARY, other=float("-inf"))
             keys = key_of(logit)
             there = logit > float("-inf")
             same = ((keys == key) & there).to(tl.int32)

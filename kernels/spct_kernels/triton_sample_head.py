@@ -8,14 +8,12 @@ A tile is BLOCK_V vocabulary ids of BLOCK_T rows. Per row and tile it leaves, in
 
 and for rows under top-k or top-p, per bin of logits, how many tokens are in it and their mass (see `to_histogram`).
 """
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
-# ruff: noqa: ANN001, ANN201 - triton reads the annotations of a kernel itself
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from spct_kernels.triton_common import device, dot, kernel, narrow, tanh
 from spct_kernels.triton_philox import gumbel_of, philox_words
 
 MAXIMUM = tl.constexpr(0)
@@ -40,8 +38,8 @@ _EXPONENT = tl.constexpr(0x7F800000)
 _COLDEST = tl.constexpr(1e-30)
 
 
-@triton.jit
-def power_of_two_below(x):
+@device
+def power_of_two_below(x: tl.tensor) -> tl.tensor:
     """The largest power of two <= x and <= 2^126, for a normal x > 0; else 1."""
     bits = x.to(tl.int32, bitcast=True) & _EXPONENT
     bits = tl.where((bits == 0) | (bits == _EXPONENT) | (x <= 0.0), 0x3F800000, bits)
@@ -49,48 +47,57 @@ def power_of_two_below(x):
     return bits.to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def inverse_power_of_two(x):
+@device
+def inverse_power_of_two(x: tl.tensor) -> tl.tensor:
     """1 / x for a power of two, exactly."""
     return (0x7F000000 - x.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def inverse_temperature(temperature):
+@device
+def inverse_temperature(temperature: tl.tensor) -> tl.tensor:
     """1 / temperature; 1 for a greedy row. Below 1e-30 it stays there: the best logit wins either way."""
     return tl.div_rn(tl.full(temperature.shape, 1.0, tl.float32), tl.where(temperature > 0.0, tl.maximum(temperature, _COLDEST), 1.0))
 
 
-@triton.jit
-def soft_capped(logit, softcap):
-    """softcap * tanh(logit / softcap), to a few roundings also near 0: by expm1, as (u - 1) * y / log(u) with u = exp(y) (Kahan)."""
-    y = -2.0 * tl.abs(logit) / softcap
-    u = tl.exp(y)
-    inside = (u < 1.0) & (y > -1.0)
-    expm1 = tl.where(inside, (u - 1.0) * tl.div_rn(y, tl.log(tl.where(inside, u, 0.5))), tl.where(u == 1.0, y, u - 1.0))
-    tanh = tl.div_rn(-expm1, 2.0 + expm1)
-    return softcap * tl.where(logit < 0.0, -tanh, tanh)
+@device
+def soft_capped(logit: tl.tensor, softcap: tl.tensor) -> tl.tensor:
+    """softcap * tanh(logit / softcap)."""
+    return softcap * tanh(tl.div_rn(logit, tl.zeros_like(logit) + softcap))
 
 
-@triton.jit
-def bin_of(logit):
+@device
+def bin_of(logit: tl.tensor) -> tl.tensor:
     """The bin of a logit on the absolute grid; the outermost bins take everything beyond."""
     place = tl.minimum(tl.maximum((logit - LOWEST) * BINS_PER_NAT, 0.0), BINS - 1.0)
     return place.to(tl.int32)
 
 
-@triton.jit
-def upper_edge_of(bins):
+@device
+def upper_edge_of(bins: tl.tensor) -> tl.tensor:
     """The logit at a bin's upper end."""
     return LOWEST + (bins + 1).to(tl.float32) / BINS_PER_NAT
 
 
-@triton.jit
+@kernel("num_rows")
 def _final_norm_kernel(
-    hidden_ptr, norm_weight_ptr, meta_weight_ptr, top_k_ptr, top_p_ptr, parts_ptr, scale_ptr, meta_ptr, histogram_ptr,
-    num_rows, width, hidden_stride, norm_eps, meta_bias,
-    PARTS: tl.constexpr, HAS_META: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    hidden_ptr: tl.tensor,
+    norm_weight_ptr: tl.tensor,
+    meta_weight_ptr: tl.tensor,
+    top_k_ptr: tl.tensor,
+    top_p_ptr: tl.tensor,
+    parts_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    meta_ptr: tl.tensor,
+    histogram_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    hidden_stride: tl.tensor,
+    norm_eps: tl.tensor,
+    meta_bias: tl.tensor,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    HAS_META: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
     """One row: hidden * norm weight as a sum of PARTS numbers of the head's dtype, the factor that is left, and the meta logit.
 
     Powers of two keep squares and parts in range. bf16 times bf16 has 16 bits, so that two parts of bf16 hold it exactly, three
@@ -100,29 +107,29 @@ def _final_norm_kernel(
     row_ptr = hidden_ptr + row.to(tl.int64) * hidden_stride
     lane = tl.arange(0, BLOCK)
     largest = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, width, BLOCK):
-        x = tl.load(row_ptr + start + lane, mask=start + lane < width, other=0.0).to(tl.float32)
+    for start in range(0, WIDTH, BLOCK):
+        x = tl.load(row_ptr + start + lane, mask=start + lane < WIDTH, other=0.0).to(tl.float32)
         largest = tl.maximum(largest, tl.abs(x))
     down = inverse_power_of_two(power_of_two_below(tl.max(largest, axis=0)))
     squares = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, width, BLOCK):
-        x = tl.load(row_ptr + start + lane, mask=start + lane < width, other=0.0).to(tl.float32) * down
+    for start in range(0, WIDTH, BLOCK):
+        x = tl.load(row_ptr + start + lane, mask=start + lane < WIDTH, other=0.0).to(tl.float32) * down
         squares += x * x
     eps = tl.where(norm_eps > 0.0, norm_eps * down * down, 0.0)
-    rms = tl.sqrt_rn(tl.div_rn(tl.sum(squares, axis=0), width.to(tl.float32)) + eps)
+    rms = tl.sqrt_rn(tl.div_rn(tl.sum(squares, axis=0), WIDTH) + eps)
     step = inverse_power_of_two(power_of_two_below(rms))
     rest = tl.div_rn(1.0, rms * step)
     total = tl.zeros([BLOCK], tl.float32)
-    part_stride = num_rows.to(tl.int64) * width
-    for start in range(0, width, BLOCK):
-        inside = start + lane < width
+    part_stride = num_rows.to(tl.int64) * WIDTH
+    for start in range(0, WIDTH, BLOCK):
+        inside = start + lane < WIDTH
         x = tl.load(row_ptr + start + lane, mask=inside, other=0.0).to(tl.float32) * down * step
         x = x * tl.load(norm_weight_ptr + start + lane, mask=inside, other=0.0).to(tl.float32)
         if HAS_META:
             total += x * tl.load(meta_weight_ptr + start + lane, mask=inside, other=0.0).to(tl.float32)
         for part in tl.static_range(PARTS):
-            piece = x.to(parts_ptr.dtype.element_ty)
-            tl.store(parts_ptr + part * part_stride + row.to(tl.int64) * width + start + lane, piece, mask=inside)
+            piece = narrow(x, parts_ptr.dtype.element_ty)
+            tl.store(parts_ptr + part * part_stride + row.to(tl.int64) * WIDTH + start + lane, piece, mask=inside)
             x -= piece.to(tl.float32)
     tl.store(scale_ptr + row, rest)
     if HAS_META:
@@ -132,8 +139,8 @@ def _final_norm_kernel(
             tl.store(histogram_ptr + row.to(tl.int64) * BINS + start + lane, tl.zeros([BLOCK], tl.int64), mask=start + lane < BINS)
 
 
-@triton.jit
-def row_of(offsets_ptr, num_rows, index):
+@device
+def row_of(offsets_ptr: tl.tensor, num_rows: tl.tensor, index: tl.tensor) -> tl.tensor:
     """The row that owns an entry of the lists: the largest one with offsets[row] <= index."""
     low = tl.zeros_like(index)
     high = tl.zeros_like(index) + num_rows
@@ -146,8 +153,17 @@ def row_of(offsets_ptr, num_rows, index):
     return low
 
 
-@triton.jit
-def _mark_kernel(offsets_ptr, ids_ptr, bits_ptr, num_rows, num_ids, vocabulary, words, BLOCK: tl.constexpr):
+@kernel("num_rows", "num_ids")
+def _mark_kernel(
+    offsets_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    bits_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    num_ids: tl.tensor,
+    vocabulary: tl.tensor,
+    words: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
     """Sets the bit of every listed id in its row of bits [T, words]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     listed = index < num_ids
@@ -157,49 +173,65 @@ def _mark_kernel(offsets_ptr, ids_ptr, bits_ptr, num_rows, num_ids, vocabulary, 
     tl.atomic_or(bits_ptr + row.to(tl.int64) * words + ids // 32, tl.full([BLOCK], 1, tl.int32) << (ids % 32), mask=listed, sem="relaxed")
 
 
-@triton.jit
+@device
 def logit_tile(
-    parts_ptr, head_ptr, rows, row_mask, ids, id_mask, num_rows, width, limit, head_stride,
-    PARTS: tl.constexpr, PANEL: tl.constexpr, BLOCK_E: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Products [ids, rows] of head rows and hidden states, before the rows' factor; `limit` 0 computes nothing.
+    parts_ptr: tl.tensor,
+    head_ptr: tl.tensor,
+    rows: tl.tensor,
+    row_mask: tl.tensor,
+    ids: tl.tensor,
+    id_mask: tl.tensor,
+    num_rows: tl.tensor,
+    head_stride: tl.tensor,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PANEL: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+) -> tl.tensor:
+    """Products [ids, rows] of head rows and hidden states, before the rows' factor.
 
     Every user takes the same tile sizes, so that the bits of a logit depend on its row and id alone. PANEL > 0: the head stands as
     `linear.pack` left it. UPCAST: the interpreter can't multiply bf16.
     """
     lane = tl.arange(0, BLOCK_E)
     if PANEL:
-        head_row = head_ptr + (ids // PANEL).to(tl.int64) * width * PANEL + ids % PANEL
+        head_row = head_ptr + (ids // PANEL).to(tl.int64) * WIDTH * PANEL + ids % PANEL
     else:
         head_row = head_ptr + ids.to(tl.int64) * head_stride
-    hidden_row = parts_ptr + rows.to(tl.int64) * width
-    part_stride = num_rows.to(tl.int64) * width
+    hidden_row = parts_ptr + rows.to(tl.int64) * WIDTH
+    part_stride = num_rows.to(tl.int64) * WIDTH
     products = tl.zeros([ids.shape[0], rows.shape[0]], tl.float32)
-    for start in range(0, limit, BLOCK_E):
+    for start in range(0, WIDTH, BLOCK_E):
         e = start + lane
         step = e * PANEL if PANEL else e
-        w = tl.load(head_row[:, None] + step[None, :], mask=id_mask[:, None] & (e < width)[None, :], other=0.0)
+        w = tl.load(head_row[:, None] + step[None, :], mask=id_mask[:, None] & (e < WIDTH)[None, :], other=0.0)
         for part in tl.static_range(PARTS):
-            x = tl.load(hidden_row[None, :] + part * part_stride + e[:, None], mask=row_mask[None, :] & (e < width)[:, None], other=0.0)
-            if UPCAST:
-                products = tl.dot(w.to(tl.float32), x.to(tl.float32), products, input_precision="ieee")
-            else:
-                products = tl.dot(w, x, products, input_precision="ieee")
+            x = tl.load(hidden_row[None, :] + part * part_stride + e[:, None], mask=row_mask[None, :] & (e < WIDTH)[:, None], other=0.0)
+            products = dot(w, x, products)
     return products
 
 
-@triton.jit
-def listed_of(bits_ptr, rows, row_mask, ids, id_mask, words):
+@device
+def listed_of(bits_ptr: tl.tensor, rows: tl.tensor, row_mask: tl.tensor, ids: tl.tensor, id_mask: tl.tensor, words: tl.tensor) -> tl.tensor:
     """Which (row, id) have their bit set, [rows, ids]."""
     at = bits_ptr + rows.to(tl.int64)[:, None] * words + (ids // 32)[None, :]
     word = tl.load(at, mask=row_mask[:, None] & id_mask[None, :], other=0)
     return ((word >> (ids % 32)[None, :]) & 1) != 0
 
 
-@triton.jit
+@device
 def drawable_of(
-    bits_ptr, banned_ptr, offsets_ptr, rows, row_mask, ids, id_mask, words, HAS_ALLOWED: tl.constexpr, HAS_BANNED: tl.constexpr
-):  # fmt: skip
+    bits_ptr: tl.tensor,
+    banned_ptr: tl.tensor,
+    offsets_ptr: tl.tensor,
+    rows: tl.tensor,
+    row_mask: tl.tensor,
+    ids: tl.tensor,
+    id_mask: tl.tensor,
+    words: tl.tensor,
+    HAS_ALLOWED: tl.constexpr,
+    HAS_BANNED: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
     """(ids over which the log-probability is taken, ids that may be drawn), [rows, ids] each."""
     inside = row_mask[:, None] & id_mask[None, :]
     if HAS_ALLOWED:
@@ -212,15 +244,15 @@ def drawable_of(
     return inside, drawable
 
 
-@triton.jit
-def best_of(value, ids):
+@device
+def best_of(value: tl.tensor, ids: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """(largest value, its lowest id) of every row; the id of a row with nothing but -inf means nothing."""
     largest = tl.max(value, axis=1)
     return largest, tl.min(tl.where(value == largest[:, None], ids[None, :], _NO_ID), axis=1)
 
 
-@triton.jit
-def to_histogram(histogram_ptr, rows, counted, logit, cooling):
+@device
+def to_histogram(histogram_ptr: tl.tensor, rows: tl.tensor, counted: tl.tensor, logit: tl.tensor, cooling: tl.tensor) -> None:
     """Adds tokens to their row's histogram: one integer a bin, count << 40 | mass, so that the sum has no order.
 
     A token's mass is exp((logit - upper edge of its bin) / temperature) in units of 2^-20, cut off: the sum of a bin of n tokens is
@@ -233,29 +265,47 @@ def to_histogram(histogram_ptr, rows, counted, logit, cooling):
     tl.atomic_add(histogram_ptr + rows.to(tl.int64)[:, None] * BINS + bins, token, mask=counted, sem="relaxed")
 
 
-@triton.jit
+@kernel("num_rows")
 def _head_kernel(
-    parts_ptr, scale_ptr, head_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, position_ptr,
-    allowed_ptr, banned_ptr, offsets_ptr, floats_ptr, ids_ptr, histogram_ptr,
-    num_rows, width, vocabulary, head_stride, words, softcap,
-    HAS_SOFTCAP: tl.constexpr, HAS_ALLOWED: tl.constexpr, HAS_BANNED: tl.constexpr, PARTS: tl.constexpr, PANEL: tl.constexpr,
-    UPCAST: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+    parts_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    head_ptr: tl.tensor,
+    temperature_ptr: tl.tensor,
+    top_k_ptr: tl.tensor,
+    top_p_ptr: tl.tensor,
+    seed_ptr: tl.tensor,
+    position_ptr: tl.tensor,
+    allowed_ptr: tl.tensor,
+    banned_ptr: tl.tensor,
+    offsets_ptr: tl.tensor,
+    floats_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    histogram_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    vocabulary: tl.tensor,
+    head_stride: tl.tensor,
+    words: tl.tensor,
+    softcap: tl.tensor,
+    HAS_SOFTCAP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HAS_ALLOWED: tl.constexpr,
+    HAS_BANNED: tl.constexpr,
+    PARTS: tl.constexpr,
+    PANEL: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+) -> None:
     """One tile. Rows of the same ids run side by side, so that the head is read from memory once."""
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     tile = tl.program_id(1)
     ids = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     row_mask = rows < num_rows
     id_mask = ids < vocabulary
-    inside, drawable = drawable_of(
-        allowed_ptr, banned_ptr, offsets_ptr, rows, row_mask, ids, id_mask, words, HAS_ALLOWED, HAS_BANNED
-    )  # fmt: skip
-    limit = width
-    if HAS_ALLOWED:  # a tile without an allowed id reads no weights
-        limit = tl.where(tl.max(tl.max(inside.to(tl.int32), axis=1), axis=0) > 0, width, 0)
-    products = logit_tile(
-        parts_ptr, head_ptr, rows, row_mask, ids, id_mask, num_rows, width, limit, head_stride, PARTS, PANEL, BLOCK_E, UPCAST
-    )  # fmt: skip
+    inside, drawable = drawable_of(allowed_ptr, banned_ptr, offsets_ptr, rows, row_mask, ids, id_mask, words, HAS_ALLOWED, HAS_BANNED)
+    products = tl.zeros([BLOCK_V, BLOCK_T], tl.float32)
+    if (not HAS_ALLOWED) or tl.max(tl.max(inside.to(tl.int32), axis=1), axis=0) > 0:  # without an allowed id no weight is read
+        products = logit_tile(parts_ptr, head_ptr, rows, row_mask, ids, id_mask, num_rows, head_stride, WIDTH, PARTS, PANEL, BLOCK_E)
     scale = tl.load(scale_ptr + rows, mask=row_mask, other=0.0)
     logit = tl.trans(products) * scale[:, None]
     failed = inside & ((logit != logit) | (logit == float("inf")))
@@ -303,12 +353,27 @@ def _head_kernel(
         to_histogram(histogram_ptr, rows, cut[:, None] & (logit > float("-inf")), logit, cooling)
 
 
-@triton.jit
+@kernel("num_rows", "num_ids")
 def _token_logits_kernel(
-    parts_ptr, scale_ptr, head_ptr, offsets_ptr, ids_ptr, out_ptr, num_rows, num_ids, width, vocabulary, head_stride, softcap,
-    HAS_SOFTCAP: tl.constexpr, PARTS: tl.constexpr, PANEL: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+    parts_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    head_ptr: tl.tensor,
+    offsets_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    num_ids: tl.tensor,
+    vocabulary: tl.tensor,
+    head_stride: tl.tensor,
+    softcap: tl.tensor,
+    HAS_SOFTCAP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PANEL: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+) -> None:
     """BLOCK_V listed ids: their tile with every group of BLOCK_T rows that owns one of them, of which each takes its own row."""
     index = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     listed = index < num_ids
@@ -316,14 +381,14 @@ def _token_logits_kernel(
     owner = row_of(offsets_ptr, num_rows, tl.minimum(index, num_ids - 1))
     valid = listed & (ids >= 0) & (ids < vocabulary)
     result = tl.zeros([BLOCK_V], tl.float32)
-    for group in range(tl.min(owner, axis=0) // BLOCK_T, tl.max(owner, axis=0) // BLOCK_T + 1):
+    group = tl.min(owner, axis=0) // BLOCK_T
+    while group <= tl.max(owner, axis=0) // BLOCK_T:
         rows = group * BLOCK_T + tl.arange(0, BLOCK_T)
         row_mask = rows < num_rows
-        products = logit_tile(
-            parts_ptr, head_ptr, rows, row_mask, ids, valid, num_rows, width, width, head_stride, PARTS, PANEL, BLOCK_E, UPCAST
-        )  # fmt: skip
+        products = logit_tile(parts_ptr, head_ptr, rows, row_mask, ids, valid, num_rows, head_stride, WIDTH, PARTS, PANEL, BLOCK_E)
         scale = tl.load(scale_ptr + rows, mask=row_mask, other=0.0)
         result += tl.sum(tl.where(rows[None, :] == owner[:, None], products * scale[None, :], 0.0), axis=1)
+        group += 1
     if HAS_SOFTCAP:
         result = soft_capped(result, softcap)
     tl.store(out_ptr + index, result, mask=listed)

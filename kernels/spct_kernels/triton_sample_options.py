@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spct_kernels.triton_common import COMPILE
+
 ROW_BLOCK = 1024
 REDO_BLOCK = 1024
 
-NORM_OPTIONS: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
-DRAW_OPTIONS: dict[str, Any] = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": True}
+NORM_OPTIONS: dict[str, Any] = {"num_warps": 4, "num_stages": 1} | COMPILE
+DRAW_OPTIONS: dict[str, Any] = {"num_warps": 8, "num_stages": 1} | COMPILE
 
 # 64 rows at 16 bits: up to there a head is bound by its bytes also with two parts a number (256 FLOP/B of an H100's 295).
-HEAD_16 = {"BLOCK_T": 64, "BLOCK_V": 128, "BLOCK_E": 64, "num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
-HEAD_32 = {"BLOCK_T": 32, "BLOCK_V": 128, "BLOCK_E": 32, "num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
+HEAD_16: dict[str, Any] = {"BLOCK_T": 64, "BLOCK_V": 128, "BLOCK_E": 64, "num_warps": 8, "num_stages": 3} | COMPILE
+HEAD_32: dict[str, Any] = {"BLOCK_T": 32, "BLOCK_V": 128, "BLOCK_E": 32, "num_warps": 8, "num_stages": 3} | COMPILE
 
 HEAD_16_ON: dict[str, dict[str, Any]] = {"sm_120": {"num_stages": 2}, "gfx942": {"num_stages": 2, "BLOCK_E": 32}}
 HEAD_32_ON: dict[str, dict[str, Any]] = {"gfx942": {"num_stages": 2}}

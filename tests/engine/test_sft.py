@@ -13,6 +13,8 @@ from random import Random
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
 from spct.cli.main import main as spct_main
 from spct.errors import CheckpointError, ConfigError
 from spct.prompting import JudgePrompt
@@ -22,9 +24,11 @@ from spct.training.packed_model import ATTENTION, packed_loss
 from spct.training.packing import draw_batches, example_tokens, pack
 from spct.training.sft import STATE_FILE, SftConfig, run
 from spct.training.tasks import draw_item
-from transformers import AutoModelForCausalLM
 
-TEMPLATE = "{{ query }}\n{% if reference %}= {{ reference }}\n{% endif %}{% if principles %}{{ principles }}\n{% endif %}{% for r in responses %}[{{ loop.index }}]\n{{ r }}\n{% endfor %}"
+TEMPLATE = (
+    "{{ query }}\n{% if reference %}= {{ reference }}\n{% endif %}{% if principles %}{{ principles }}\n{% endif %}"
+    "{% for r in responses %}[{{ loop.index }}]\n{{ r }}\n{% endfor %}"
+)
 TINY = ModelSize(width=32, layers=2, heads=2, kv_heads=1, mlp_width=64)
 SETTINGS = dict(
     size=TINY, prompts=2, group=2, micro_batches=2, workers=1, warmup=2, decay=4, easy_steps=2, small_steps=2, mixed_steps=3, lr=1e-2
@@ -143,7 +147,7 @@ def test_bad_settings_and_broken_states_are_refused(text_side, tmp_path):
     with pytest.raises(ConfigError, match='optimizer: expected "adamw" or "muon"'):
         run(SftConfig(output=tmp_path, tokenizer=text_side, steps=1, **{**SETTINGS, "optimizer": "sgd"}))
     (tmp_path / STATE_FILE).write_bytes(b"no state")
-    with pytest.raises(CheckpointError, match="training_state.pt: expected a training state"):
+    with pytest.raises(CheckpointError, match=r"training_state\.pt: expected a training state"):
         run(SftConfig(output=tmp_path, tokenizer=text_side, steps=1, **SETTINGS))
 
 

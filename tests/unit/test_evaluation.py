@@ -2,14 +2,22 @@
 
 import json
 from argparse import ArgumentParser
+from pathlib import Path
 
 import pytest
+
+import spct
 from spct.errors import ConfigError
 from spct.evaluation.accuracy import DrawnSample, Truth, credit, item_accuracy, keep_best, mean_scores
 from spct.evaluation.cli import add_arguments, main, parse_ks, table
+from spct.evaluation.coverage import EmbeddedCoverage
 from spct.evaluation.intervals import interval, paired_difference
 from spct.evaluation.report import accuracy_report, counts
+from spct.prompting import JudgePrompt
+from spct.training.tasks import draw_items
+from spct.types import ScoreRequest
 
+EMBEDDED = Path(spct.__file__).parent / "embedded"
 PAIR = Truth("a", 2, 0)
 
 
@@ -88,3 +96,29 @@ def test_dry_run_counts_without_a_model(tmp_path, capsys):
     assert report["items"] == 10 and "arithmetic" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="expected embedded-test"):
         main(parser.parse_args(["other.jsonl"]))
+
+
+@pytest.fixture(scope="module")
+def covers():
+    return EmbeddedCoverage(JudgePrompt(EMBEDDED))
+
+
+def test_nearly_all_requests_of_the_tasks_are_covered(covers):
+    items = list(draw_items("embedded-test", 2, 200))
+    assert sum(covers(item.request()).covered for item in items) >= 195
+
+
+@pytest.mark.parametrize(
+    ("query", "responses", "reason"),
+    [
+        ("Explain quantum chromodynamics to a lawyer.", ["Quarks interact by gluons."], "words that it has never read"),
+        ("Quelle est la capitale de la France ?", ["C'est Paris."], "words that it has never read"),
+        ("4 + 5", ["9"], "no words"),
+        ("Please be polite.", ["Thank you."] * 5, "more than 4 responses"),
+        ("Please be polite.", ["Thank you. " * 400], "longer than anything"),
+        ([{"role": "user", "content": "Please be polite."}], ["Thank you."], "several turns"),
+    ],
+)
+def test_what_it_has_not_learned_is_named(covers, query, responses, reason):
+    outcome = covers(ScoreRequest(query, responses))
+    assert not outcome.covered and reason in outcome.reason

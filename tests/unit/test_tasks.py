@@ -6,6 +6,7 @@ import sys
 from random import Random
 
 import pytest
+
 from spct.errors import ConfigError
 from spct.evaluation.embedded_test import permute_responses
 from spct.training.tasks import BUCKETS, DOMAINS, demonstrate, draw_item, draw_items, draw_principles, exact_scores

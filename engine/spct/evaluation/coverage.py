@@ -1,8 +1,8 @@
 """Whether a request lies within what the embedded model has learned to judge.
 
-Honest and simple: every word, number and mark of the request must be one token that the training texts contain (the tokenizer was
-trained on nothing else), up to a small share of exceptions, the request must be of the sizes seen in training, and its query must make a
-wish of the kind that the tasks make. It is a rule about the words, not a promise about the judgement.
+Honest and simple: nearly every word of the request must be one that the training texts contain (the tokenizer was trained on nothing else,
+so such a word is one token), and the request must be of the sizes seen in training. It is a rule about words and sizes, not a promise
+about the judgement.
 """
 
 from __future__ import annotations

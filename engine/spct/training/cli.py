@@ -61,7 +61,11 @@ def add_sft_arguments(parser: argparse.ArgumentParser) -> None:
         "--small-steps", type=int, default=300, metavar="N", help="steps of small warm-up prompts for a fresh model (default 300)"
     )
     learning.add_argument(
-        "--mixed-steps", type=int, default=250, metavar="N", help="steps after these in which half of the prompts are still small (default 250)"
+        "--mixed-steps",
+        type=int,
+        default=250,
+        metavar="N",
+        help="steps after these in which half of the prompts are still small (default 250)",
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--workers", type=int, default=2, metavar="N", help="threads (default 2)")

@@ -17,8 +17,13 @@ from spct.training.tasks import demonstrate, draw_items
 from spct.training.vocabulary import EOS, train_tokenizer
 
 TEXT_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "judge_template.jinja", "chat_template.jinja",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "judge_template.jinja",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,9 +45,7 @@ class Packed:
         return int((self.targets[:, self.prompt_len :] != IGNORED).sum() + self.prompt_mask.sum())
 
 
-def example_tokens(
-    prompt: JudgePrompt, item: Item, group: int, rng: Random
-) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+def example_tokens(prompt: JudgePrompt, item: Item, group: int, rng: Random) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Encode an item under a random order: the prompt's ids, those that inference uses, and `group` demonstrations with EOS."""
     order = list(range(len(item.responses)))
     rng.shuffle(order)

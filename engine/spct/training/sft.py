@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ STATE_FILE = "training_state.pt"
 class SftConfig:
     """What a supervised run does.
 
-    output        folder of the finished model; the training state and metrics.jsonl lie in it too
+    output        folder of the finished model; training state, metrics.jsonl and runs.jsonl (settings of each start) lie in it too
     model         folder to start from; None: a fresh model of `size`
     tokenizer     folder whose tokenizer and template a fresh model takes; None: trained on the tasks
     template      file of a fresh model's judge template; None: the embedded model's
@@ -55,7 +55,7 @@ class SftConfig:
     model: Path | None = None
     tokenizer: Path | None = None
     template: Path | None = None
-    size: ModelSize = ModelSize()
+    size: ModelSize = field(default_factory=ModelSize)
     steps: int = 6000
     warmup: int = 100
     decay: int = 1500
@@ -114,6 +114,9 @@ def run(config: SftConfig) -> SftResult:
             optimiser.load_state_dict(saved)
         step, tokens, elapsed, loss = state["step"], state["tokens"], state["seconds"], state["loss"]
     began = saved_at = time.monotonic()
+
+    with (config.output / "runs.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps({"from_step": step, **describe(config)}) + "\n")
 
     def save() -> None:
         state = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step, "tokens": tokens}
@@ -211,5 +214,5 @@ def _start(config: SftConfig) -> tuple[Any, JudgePrompt]:
 
 
 def describe(config: SftConfig) -> dict[str, object]:
-    """Return the settings as plain values, for the log."""
+    """Return the settings as plain values, for the log of a run."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}

@@ -18,7 +18,7 @@ from spct.training.tasks.manner import (
 )
 
 UNITS = ("kg", "km", "liters", "euros", "minutes", "meters", "points", "hours")
-THINGS = tuple("apples pens books cups boxes cards coins stamps plates shells tickets stones".split())
+THINGS = tuple(["apples", "pens", "books", "cups", "boxes", "cards", "coins", "stamps", "plates", "shells", "tickets", "stones"])
 
 
 def steps_of_sum(total: int, addend: int, sign: str = "+") -> tuple[str, int]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 from spct.training.tasks.core import Aspect, Problem, State
 from spct.training.tasks.manner import NAMES, assemble, brief_aspect, name_aspect, polite_aspect
 
 WORDS = {
-    "fruits": tuple("apple pear plum fig cherry grape lemon melon mango peach".split()),
-    "animals": tuple("cat dog horse cow goat sheep lion bear wolf mouse".split()),
-    "tools": tuple("hammer saw drill rope knife spade file brush nail wrench".split()),
-    "foods": tuple("bread rice soup cheese salad cake fish milk egg honey".split()),
+    "fruits": tuple(["apple", "pear", "plum", "fig", "cherry", "grape", "lemon", "melon", "mango", "peach"]),
+    "animals": tuple(["cat", "dog", "horse", "cow", "goat", "sheep", "lion", "bear", "wolf", "mouse"]),
+    "tools": tuple(["hammer", "saw", "drill", "rope", "knife", "spade", "file", "brush", "nail", "wrench"]),
+    "foods": tuple(["bread", "rice", "soup", "cheese", "salad", "cake", "fish", "milk", "egg", "honey"]),
 }
 
 
@@ -125,7 +126,7 @@ def _order(rising: bool) -> Aspect:
 
     def check(state: State) -> tuple[str, bool]:
         entries = _entries(state)
-        pairs = list(zip(entries, entries[1:], strict=False))
+        pairs = list(itertools.pairwise(entries))
         marks = ["up" if int(b) > int(a) else "down" for a, b in pairs]
         written = ", ".join([entries[0], *(f"{e} {m}" for e, m in zip(entries[1:], marks, strict=True))])
         return written, all(m == word for m in marks)

@@ -122,7 +122,7 @@ def build_item(name: str, problem: Problem, rng: Random, *, max_responses: int =
     """Turn a problem into an item: importances, phrasing, responses of graded quality, reference or principles."""
     while True:
         levels, mentioned = _importances(problem.aspects, rng)
-        counts, odds = (1, 2, 3, 4), (12, 44, 26, 18)
+        counts, odds = (1, 2, 3, 4), (12, 56, 20, 12)
         num_responses = min(rng.choices(counts, odds)[0], max_responses)
         given = rng.random() < 0.07
         weights: dict[str, int] = {}

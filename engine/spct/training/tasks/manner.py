@@ -6,7 +6,34 @@ from random import Random
 
 from spct.training.tasks.core import NICE, Aspect, State
 
-NAMES = tuple("Anna Ben Cara Dan Eva Finn Gina Hugo Iris Jan Kira Leo Mia Nils Olga Paul Rosa Sam Tina Udo Vera Will Zoe Max".split())
+NAMES = tuple(
+    [
+        "Anna",
+        "Ben",
+        "Cara",
+        "Dan",
+        "Eva",
+        "Finn",
+        "Gina",
+        "Hugo",
+        "Iris",
+        "Jan",
+        "Kira",
+        "Leo",
+        "Mia",
+        "Nils",
+        "Olga",
+        "Paul",
+        "Rosa",
+        "Sam",
+        "Tina",
+        "Udo",
+        "Vera",
+        "Will",
+        "Zoe",
+        "Max",
+    ]
+)
 FILLERS = (
     "Well, there is a lot to say about this.",
     "Honestly, I had to think about it for a while.",
@@ -96,10 +123,7 @@ def assemble(rng: Random, main: str, state: State, flaws: frozenset[str], *, nam
         state["source"] = shown
         if shown:
             body.append(rng.choice(("Source: {}.", "See {}.", "This is from {}.")).format(shown))
-    if fillers and rng.random() < 0.5:
-        body = [*fillers, *body]
-    else:
-        body = [*body, *fillers]
+    body = [*fillers, *body] if fillers and rng.random() < 0.5 else [*body, *fillers]
     parts += body
     state["polite"] = None
     if "polite" not in flaws:
