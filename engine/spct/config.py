@@ -61,7 +61,7 @@ class EngineConfig:
     weights        "auto" (as stored; never quantises) or a scheme of `spct_kernels.pack`
     kv_memory      bytes for keys and values, or a text such as "512MiB"; None: enough for `max_batch` full contexts,
                    at most a quarter of the memory that is free and 1 GiB (but always one full context)
-    kv_dtype       storage of keys and values; "auto": the weights' dtype
+    kv_dtype       storage of keys and values; "auto": fp32 on a CPU, elsewhere the activations' dtype
     max_context    tokens of prompt and sample together; None: what the checkpoint allows
     max_batch      sequences that run in one step
     max_samples    per request

@@ -58,12 +58,12 @@ def _linear_kernel(
     x_rows = x_ptr + rows.to(tl.int64)[None, :] * num_inputs
     weight_rows = weight_ptr + ((outputs // PANEL).to(tl.int64) * num_inputs * PANEL + outputs % PANEL)[:, None]
     total = tl.zeros([BLOCK_O, BLOCK_T], dtype=tl.float32)
-    for segment in tl.static_range(1 if CUT else SEGMENTS):
+    for segment in tl.range(0, 1 if CUT else SEGMENTS, num_stages=1):
         begin = (first + segment) * SEGMENT
         end = tl.minimum(begin + SEGMENT, num_inputs)
         accumulator = tl.zeros([BLOCK_O, BLOCK_T], dtype=tl.float32)
-        for start in tl.range(begin, end, BLOCK_I):
-            inputs = start + columns
+        for step in tl.range(0, SEGMENT, BLOCK_I):
+            inputs = begin + step + columns
             inside = inputs < end
             weight = tl.load(weight_rows + inputs[None, :] * PANEL, mask=output_inside[:, None] & inside[None, :], other=0.0)
             x = tl.load(x_rows + inputs[:, None], mask=inside[:, None] & row_inside[None, :], other=0.0)

@@ -25,8 +25,9 @@ from spct_kernels.triton_sample_head import (
     LOGIT_1,
     LOGIT_2,
     LOWEST,
-    MASS_BITS,
+    MASS_UNITS,
     MAXIMUM,
+    ONE_TOKEN,
     SUM,
     bin_of,
     drawable_of,
@@ -68,10 +69,10 @@ def certain_bins(
     bins = tl.arange(0, BINS)
     token = tl.load(histogram_ptr + row.to(tl.int64) * BINS + bins)
     count = (token >> COUNT_SHIFT).to(tl.int32)
-    units = (token & ((1 << COUNT_SHIFT) - 1)).to(tl.float32)
+    units = (token & (ONE_TOKEN - 1)).to(tl.float32)
     edge = tl.exp(tl.minimum((upper_edge_of(bins) - best) * cooling, 60.0))
     least = tl.where(bins == 0, 0.0, edge * tl.exp(-(1.0 / BINS_PER_NAT + 1e-4) * cooling))
-    unit = edge * (1.0 / (1 << MASS_BITS))
+    unit = edge * (1.0 / MASS_UNITS)
     number = count.to(tl.float32)
     low = tl.maximum((units - number) * unit, number * least) * (1.0 - _MARGIN)
     high = tl.minimum((units + 2.0 * number) * unit, number * edge) * (1.0 + _MARGIN)

@@ -30,8 +30,9 @@ NUM_IDS = tl.constexpr(3)
 BINS = tl.constexpr(2048)
 LOWEST = tl.constexpr(-128.0)
 BINS_PER_NAT = tl.constexpr(8.0)
-MASS_BITS = tl.constexpr(20)
+MASS_UNITS = tl.constexpr(1048576.0)
 COUNT_SHIFT = tl.constexpr(40)
+ONE_TOKEN = tl.constexpr(1 << 40)
 
 _NO_ID = tl.constexpr(0x7FFFFFFF)
 _EXPONENT = tl.constexpr(0x7F800000)
@@ -61,7 +62,7 @@ def inverse_temperature(temperature: tl.tensor) -> tl.tensor:
 
 @device
 def soft_capped(logit: tl.tensor, softcap: tl.tensor) -> tl.tensor:
-    """softcap * tanh(logit / softcap)."""
+    """Softcap * tanh(logit / softcap)."""
     return softcap * tanh(tl.div_rn(logit, tl.zeros_like(logit) + softcap))
 
 
@@ -194,10 +195,9 @@ def logit_tile(
     `linear.pack` left it. UPCAST: the interpreter can't multiply bf16.
     """
     lane = tl.arange(0, BLOCK_E)
+    head_row = head_ptr + ids.to(tl.int64) * head_stride
     if PANEL:
         head_row = head_ptr + (ids // PANEL).to(tl.int64) * WIDTH * PANEL + ids % PANEL
-    else:
-        head_row = head_ptr + ids.to(tl.int64) * head_stride
     hidden_row = parts_ptr + rows.to(tl.int64) * WIDTH
     part_stride = num_rows.to(tl.int64) * WIDTH
     products = tl.zeros([ids.shape[0], rows.shape[0]], tl.float32)
@@ -259,9 +259,9 @@ def to_histogram(histogram_ptr: tl.tensor, rows: tl.tensor, counted: tl.tensor, 
     right to within n units below and 2n above, and 2^20 tokens fit. Logits from -128 on have a bin of 1/8 nat.
     """
     bins = bin_of(logit)
-    mass = tl.exp(tl.minimum((logit - upper_edge_of(bins)) * cooling[:, None], 0.0)) * (1 << MASS_BITS)
+    mass = tl.exp(tl.minimum((logit - upper_edge_of(bins)) * cooling[:, None], 0.0)) * MASS_UNITS
     mass = tl.where(counted, mass, 0.0)
-    token = mass.to(tl.int64) + (tl.full(mass.shape, 1, tl.int64) << COUNT_SHIFT)
+    token = mass.to(tl.int64) + ONE_TOKEN
     tl.atomic_add(histogram_ptr + rows.to(tl.int64)[:, None] * BINS + bins, token, mask=counted, sem="relaxed")
 
 

@@ -73,6 +73,7 @@ def test_resumed_run_ends_bitwise_like_the_unbroken_one(trained, text_side, tmp_
     assert 1 <= torch.load(tmp_path / STATE_FILE, weights_only=True)["step"] < 40
     result = run(SftConfig(output=tmp_path, tokenizer=text_side, steps=40, save_every=1e9, **SETTINGS))
     assert result.finished
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 41))
     one, other = load_file(trained[0] / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 

@@ -16,7 +16,7 @@ class Progress:
     """Shows and records steps; a context manager.
 
     steps, done   length of the run, and how much of it is behind us
-    metrics       JSONL file, appended to
+    metrics       JSONL file, appended to; rows past `done` (a killed run's, which come again) are dropped
     """
 
     def __init__(self, steps: int, done: int, metrics: Path) -> None:
@@ -25,6 +25,9 @@ class Progress:
         self._bar = Bar(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("sft", total=steps, completed=done)
         self._path = metrics
+        if metrics.exists():
+            rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:done]
+            metrics.write_text("".join(rows), encoding="utf-8")
         self._file: TextIOWrapper | None = None
 
     def __enter__(self) -> Progress:
