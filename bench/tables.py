@@ -38,7 +38,8 @@ def accuracy_table(report: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     note = report["measured"]
     lines.append("")
-    lines.append(f"Accuracy in % with 95% intervals (bootstrap over items), plain votes, T=1. {note['date']}, {note['machine']}: `{note['command']}`")
+    lines.append("Accuracy in % with 95% intervals (bootstrap over items), plain votes, temperature 1.")
+    lines.append(f"{note['date']}, {note['machine']}: `{note['command']}`.")
     return "\n".join(lines) + "\n"
 
 

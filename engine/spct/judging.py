@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from spct.assembly import PAGE_SIZE, Assembly
+from spct.assembly import Assembly
 from spct.config import EngineConfig
-from spct.errors import BackendError, CapacityError, InputError, SpctError
+from spct.errors import BackendError, InputError, SpctError
 from spct.scheduling.sequence import Group, Sequence
 from spct.types import Generation, Judgement, Sample, SamplingParams, ScoreRequest, Timings, Usage, VotingParams
 from spct.voting import content_key, generation_seed, judge, orders, read_sample, resolve_filter, sample_seed
@@ -40,8 +40,7 @@ class Judging:
     def __init__(self, parts: Assembly, config: EngineConfig) -> None:
         self._prompt = parts.prompt
         self._model = parts.model
-        self._max_context = parts.max_context
-        self._num_pages = parts.num_pages
+        self._limits = parts.limits
         self._config = config
         self._eos = frozenset(parts.model.generation.eos_token_ids) | frozenset(parts.prompt.eos_token_ids)
 
@@ -61,13 +60,13 @@ class Judging:
         """
         self.check(voting)
         num_samples = request.samples if request.samples is not None else sampling.samples
-        self._check_samples(num_samples)
+        self._limits.check_samples(num_samples)
         seed = request.seed if request.seed is not None else sampling.seed
         content = content_key(request)
         shown = orders(voting.orders, len(request.responses), num_samples, seed, content)
-        prompts = {order: self._prompt.encode(request, order, max_tokens=self._max_context) for order in dict.fromkeys(shown)}
+        prompts = {order: self._prompt.encode(request, order, max_tokens=self._limits.max_context) for order in dict.fromkeys(shown)}
         for prompt in prompts.values():
-            self._check_fits(len(prompt), sampling)
+            self._limits.check_fits(len(prompt), sampling.max_tokens)
         group = Group(sampling, self._eos)
         for i, order in enumerate(shown):
             group.add(self._sequence(group, i, prompts[order], sample_seed(seed, content, i), arrival))
@@ -75,9 +74,9 @@ class Judging:
 
     def prepare_generation(self, token_ids: SequenceOf[int], sampling: SamplingParams, arrival: int) -> Group:
         """A group that samples one bare prompt. Raises: InputError, CapacityError."""
-        self._check_samples(sampling.samples)
+        self._limits.check_samples(sampling.samples)
         prompt = self.check_tokens(token_ids, reserve=1)
-        self._check_fits(len(prompt), sampling)
+        self._limits.check_fits(len(prompt), sampling.max_tokens)
         group = Group(sampling, self._eos)
         for i in range(sampling.samples):
             group.add(self._sequence(group, i, prompt, generation_seed(sampling.seed, prompt, i), arrival))
@@ -94,8 +93,7 @@ class Judging:
             raise InputError("token_ids: expected at least one token, got none")
         if not 0 <= min(ids) <= max(ids) < vocab_size:
             raise InputError(f"token_ids: expected 0 <= id < {vocab_size}, got {min(ids)} .. {max(ids)}")
-        if len(ids) + reserve > self._max_context:
-            raise CapacityError(_past_context(len(ids), self._max_context))
+        self._limits.check_context(len(ids), reserve)
         return ids
 
     def finish(self, pending: PendingRequest) -> Judgement:
@@ -172,30 +170,14 @@ class Judging:
             "template": template,
             "sampling": dataclasses.astuple(sampling),
             "voting": dataclasses.astuple(voting),
-            "numerics": (*numerics, self._max_context),
+            "numerics": (*numerics, self._limits.max_context),
             "versions": (_version("spct"), torch.__version__, platform.machine()),
         }
         return {name: hashlib.blake2b(repr(part).encode(), digest_size=6).hexdigest() for name, part in parts.items()}
 
     def _sequence(self, group: Group, index: int, prompt: tuple[int, ...], noise_seed: int, arrival: int) -> Sequence:
-        max_len = min(group.sampling.max_tokens, self._max_context - len(prompt))
+        max_len = self._limits.max_len(len(prompt), group.sampling.max_tokens)
         return Sequence(group, index, prompt, noise_seed, max_len, (arrival, index))
-
-    def _check_samples(self, num_samples: int) -> None:
-        if num_samples > self._config.max_samples:
-            raise CapacityError(f"samples: at most max_samples={self._config.max_samples} per request, got {num_samples}")
-
-    def _check_fits(self, prompt_len: int, sampling: SamplingParams) -> None:
-        if prompt_len + 1 > self._max_context:
-            raise CapacityError(_past_context(prompt_len, self._max_context))
-        max_len = min(sampling.max_tokens, self._max_context - prompt_len)
-        # The last token that is drawn is never fed, so it needs no slot.
-        pages = -(-prompt_len // PAGE_SIZE) - (-(max_len - 1) // PAGE_SIZE)
-        if pages > self._num_pages:
-            raise CapacityError(
-                f"a prompt of {prompt_len} tokens with a sample of up to {max_len} needs {pages} KV pages of {PAGE_SIZE} tokens, "
-                f"the engine has {self._num_pages}; raise kv_memory or lower max_tokens"
-            )
 
     def _text(self, sequence: Sequence) -> str:
         ids = sequence.token_ids
@@ -218,10 +200,6 @@ def _raise_if_failed(group: Group) -> None:
 
 def _mean(values: SequenceOf[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _past_context(prompt_len: int, max_context: int) -> str:
-    return f"the prompt has {prompt_len} tokens and the context ends at {max_context}; shorten the request or raise max_context"
 
 
 def _usage(group: Group) -> Usage:

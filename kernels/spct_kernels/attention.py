@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spct_kernels.attention_reference import shared_prefix_attention_reference
 from spct_kernels.checks import FLOAT_DTYPES, bind, check_dtype
-from spct_kernels.dispatch import cpu_ops, resolve
+from spct_kernels.dispatch import cpu_ops, resolve, triton_kernels
 from spct_kernels.errors import InputError
 from spct_kernels.plan import AttentionPlan
 
@@ -83,9 +83,14 @@ def shared_prefix_attention(
     dims = {"T": plan.num_rows, "H": plan.num_heads, "K": plan.num_kv_heads, "D": plan.head_dim}
     bind(dims, q=(q, "T H D"), k_cache=(k_cache, "num_slots K D"), v_cache=(v_cache, "num_slots K Dv"))
     _check(q, k_cache, v_cache, plan, dims, window, softcap, (k_scale, v_scale))
-    if resolve(backend, q.device, q.dtype) == "reference":
+    chosen = resolve(backend, q.device, q.dtype)
+    if chosen == "reference":
         out, lse = shared_prefix_attention_reference(
             q, k_cache, v_cache, plan, scale=scale, softcap=softcap, window=window, k_scale=k_scale, v_scale=v_scale
+        )
+    elif chosen == "triton":
+        out, lse = triton_kernels("attention").shared_prefix_attention(
+            q.contiguous(), k_cache, v_cache, plan, scale=scale, softcap=softcap, window=window, k_scale=k_scale, v_scale=v_scale
         )
     else:
         out, lse = cpu_ops().shared_prefix_attention(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spct_kernels.errors import InputError
+from spct_kernels.triton_attention_plan import WorkList
 
 Integers = Tensor | npt.NDArray[np.integer] | Sequence[int]
 """Integers as callers have them; on the host they cost the least."""
@@ -77,6 +78,8 @@ class AttentionPlan:
         self.num_rows = 0
         self.num_nodes = 0
         self.num_slots = 0
+        self._tree = (np.zeros((5, 1), dtype=np.int32), np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32))
+        self._work: dict[tuple[int, int], WorkList] = {}
 
     @classmethod
     def build(
@@ -175,6 +178,18 @@ class AttentionPlan:
         self.num_rows = num_rows
         self.num_nodes = num_nodes
         self.num_slots = int(slots.max()) + 1 if num_slots else 0
+        self._tree = (nodes[:, : num_nodes + 1], slots.copy(), owner.copy())
+        for work in self._work.values():
+            work.assign(*self._tree)
+
+    def work(self, block_keys: int, rows_per_tile: int) -> WorkList:
+        """The work list of the Triton kernels for this shape of tiles: built when first asked for, then kept up by `assign`."""
+        work = self._work.get((block_keys, rows_per_tile))
+        if work is None:
+            work = WorkList(block_keys, rows_per_tile, self.max_rows, self.device)
+            work.assign(*self._tree)
+            self._work[(block_keys, rows_per_tile)] = work
+        return work
 
     def update(self, row_position: Integers) -> None:
         """Moves the rows to other positions of the same tree; on the plan's device when it is given a tensor there.

@@ -5,9 +5,11 @@ Kernels are decided at import: with TRITON_INTERPRET=1 in the environment they r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -49,6 +51,17 @@ def check_runnable(tensor: Tensor, function: Any) -> None:
             f"backend 'triton': expected {'CPU tensors' if interpreted else 'GPU tensors'}, got {tensor.device}: TRITON_INTERPRET was "
             f"{'set' if interpreted else 'not set'} when the kernels were imported; set it before the program starts, or unset it"
         )
+
+
+@functools.cache
+def target(device: torch.device) -> str:
+    """The device's name among compile targets, such as "sm_90" or "gfx942"; "cpu" under the interpreter."""
+    if device.type == "cpu":
+        return "cpu"
+    if torch.version.hip:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 @device

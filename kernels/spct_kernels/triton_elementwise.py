@@ -22,7 +22,7 @@ def _inverse_rms(square_sum: tl.tensor, width: tl.tensor, eps: tl.tensor) -> tl.
     return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(square_sum, width) + eps))
 
 
-@kernel("num_columns")
+@kernel()
 def _rms_norm_kernel(
     x_ptr: tl.tensor,
     residual_ptr: tl.tensor,
@@ -72,7 +72,7 @@ def _activate(gate: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
         return gate * tl.where(gate < 0.0, half, 1.0 - half)
 
 
-@kernel("num_columns")
+@kernel()
 def _gated_activation_kernel(
     gate_up_ptr: tl.tensor,
     out_ptr: tl.tensor,
@@ -323,7 +323,7 @@ def specialisations() -> tuple[Specialisation, ...]:
                 name=f"{name} {dtype} E={width}",
                 signature=pointers | {"num_columns": "i32", "eps": "fp32"},
                 constexprs={"ADD": True, "BLOCK": block},
-                divisible=tuple(pointers),
+                divisible=(*pointers, "num_columns"),
                 options={"num_warps": _norm_warps(block), **COMPILE},
             )
         )
@@ -334,7 +334,7 @@ def specialisations() -> tuple[Specialisation, ...]:
                 name=f"bf16 {activation}",
                 signature={"gate_up_ptr": "*bf16", "out_ptr": "*bf16", "num_columns": "i32"},
                 constexprs={"KIND": kind, "BLOCK": _MAX_COLUMNS},
-                divisible=("gate_up_ptr", "out_ptr"),
+                divisible=("gate_up_ptr", "out_ptr", "num_columns"),
                 options={"num_warps": _norm_warps(_MAX_COLUMNS), **COMPILE},
             )
         )

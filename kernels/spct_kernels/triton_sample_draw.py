@@ -51,11 +51,11 @@ _LEAST_KEY = tl.constexpr(-(2**31))
 
 @device
 def above_min_p(logit: tl.tensor, best: tl.tensor, temperature: tl.tensor, min_p: tl.tensor) -> tl.tensor:
-    """Whether min-p keeps a logit; every token if min_p is 0."""
+    """Whether min-p keeps a logit; every token if min_p is 0 or the row greedy."""
     floor = tl.log(tl.where(min_p > 0.0, min_p, 1.0))
     slack = tl.where(min_p < 1.0, _MIN_P_SLACK * tl.maximum(-floor, 1.0), 0.0)
-    distance = (logit - best) * inverse_temperature(temperature)
-    return (distance >= floor - slack) | (min_p <= 0.0)
+    floor = tl.where((temperature > 0.0) & (min_p > 0.0), floor - slack, float("-inf"))
+    return (logit - best) * inverse_temperature(temperature) >= floor
 
 
 @device
@@ -89,11 +89,13 @@ def certain_bins(
     to_here_low = tl.cumsum(low, axis=0, reverse=True)
     to_here_high = tl.cumsum(high, axis=0, reverse=True)
     fraction = top_p * (1.0 - _TOP_P_SLACK)
+    sure = tl.where(top_p < 1.0, total_low * fraction * (1.0 - _MARGIN), 3e38)
+    possible = tl.where(top_p < 1.0, total_high * fraction * (1.0 + _MARGIN), 3e38)
     # the last token of a bin has everything else of the bin before it, its first one only what is above the bin
-    in_nucleus = (to_here_high - least) * (1.0 + _MARGIN) < total_low * fraction * (1.0 - _MARGIN)
-    past_nucleus = (to_here_low - low * (1.0 + _MARGIN)) - to_here_low * _MARGIN >= total_high * fraction * (1.0 + _MARGIN)
-    kept &= in_nucleus | (top_p >= 1.0)
-    dropped |= past_nucleus & (top_p < 1.0) & (place > count)
+    in_nucleus = (to_here_high - least) * (1.0 + _MARGIN) < sure
+    past_nucleus = (to_here_low - low * (1.0 + _MARGIN)) - to_here_low * _MARGIN >= possible
+    kept &= in_nucleus
+    dropped |= past_nucleus & (place > count)
     # a bin that is open closes everything below it to certain keeping, although the bounds are looser there
     lowest_kept = tl.max(tl.where(filled & ~kept, bins, -1), axis=0) + 1
     highest_dropped = tl.max(tl.where(filled & dropped, bins, -1), axis=0)
@@ -183,12 +185,12 @@ def _decide_kernel(
     id_2 = tile_field(ids_ptr, ID_2, at, stride, there, -1)
     value_1 = noisy_value(logit_1, best, cooling, id_1, id_1 >= 0, seed, position, random)
     value_2 = noisy_value(logit_2, best, cooling, id_2, id_2 >= 0, seed, position, random)
-    large_1 = above_min_p(logit_1, best, temperature, min_p) | ~random
-    large_2 = above_min_p(logit_2, best, temperature, min_p) | ~random
-    out_1 = (id_1 != best_id) & (~large_1 | (cut & (bin_of(logit_1) <= highest_dropped)))
-    out_2 = (id_2 != best_id) & (~large_2 | (cut & (bin_of(logit_2) <= highest_dropped)))
-    open_1 = (id_1 != best_id) & cut & (bin_of(logit_1) < lowest_kept)
-    open_2 = (id_2 != best_id) & cut & (bin_of(logit_2) < lowest_kept)
+    large_1 = above_min_p(logit_1, best, temperature, min_p)
+    large_2 = above_min_p(logit_2, best, temperature, min_p)
+    out_1 = (id_1 != best_id) & (~large_1 | (bin_of(logit_1) <= highest_dropped))
+    out_2 = (id_2 != best_id) & (~large_2 | (bin_of(logit_2) <= highest_dropped))
+    open_1 = (id_1 != best_id) & (bin_of(logit_1) < lowest_kept)
+    open_2 = (id_2 != best_id) & (bin_of(logit_2) < lowest_kept)
     left_1 = tl.where(out_1, float("-inf"), value_1)
     left_2 = tl.where(out_2, float("-inf"), value_2)
     winning = tl.max(tl.maximum(left_1, left_2), axis=0)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from tokenizers import pre_tokenizers
 from tiny_model import tiny_weights, write_tiny_model
+from tokenizers import pre_tokenizers
 
 from spct import BackendError, CheckpointError, Engine, SamplingParams
 

@@ -6,7 +6,14 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-TEMPLATE = "Q: {{ query }}\n{% if reference %}A: {{ reference }}\n{% endif %}{% for r in responses %}R{{ loop.index }}: {{ r }}\n{% endfor %}S:"
+TEMPLATE = """Q: {{ query }}
+{% if reference %}
+A: {{ reference }}
+{% endif %}
+{% for r in responses %}
+R{{ loop.index }}: {{ r }}
+{% endfor %}
+S:"""
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

@@ -96,7 +96,9 @@ def test_rope_append_writes_strided_caches_in_another_dtype():
 
 def test_cpu_tensors_without_the_interpreter_are_refused():
     program = "import torch, spct_kernels as s\ntry: s.rms_norm(torch.ones(1, 4), torch.ones(4), 0.0, backend='triton')\nexcept s.BackendError as e: print(e)"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
+        "PYTHONPATH": os.pathsep.join(sys.path)
+    }
     shown = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
     assert "set TRITON_INTERPRET=1 before the program starts" in shown
 

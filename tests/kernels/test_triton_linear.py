@@ -32,7 +32,9 @@ def test_agrees_with_the_fp64_oracle(case, dtype):
 
 def plain(weight):
     """The layout that other devices than a CPU have: [O, I, 1]."""
-    return PackedLinear(weight.panels.transpose(1, 2).reshape(-1, weight.shape[1])[: weight.shape[0], :, None].contiguous(), weight.scheme, weight.shape)
+    return PackedLinear(
+        weight.panels.transpose(1, 2).reshape(-1, weight.shape[1])[: weight.shape[0], :, None].contiguous(), weight.scheme, weight.shape
+    )
 
 
 @pytest.mark.parametrize("stored", ["fp32", "bf16", "fp16"])
@@ -81,7 +83,10 @@ def test_segments_cover_the_inputs_and_depend_on_the_shape_alone():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_row_has_the_same_bits_in_any_batch(dtype):
     generator = torch.Generator().manual_seed(3)
-    x, packed = torch.randn((130, 65), generator=generator).to(dtype), pack(torch.randn((24, 65), generator=generator), "fp32" if dtype == torch.float32 else "bf16")
+    x, packed = (
+        torch.randn((130, 65), generator=generator).to(dtype),
+        pack(torch.randn((24, 65), generator=generator), "fp32" if dtype == torch.float32 else "bf16"),
+    )
     whole = linear(x, packed, backend="triton")
     for begin, end in ((0, 1), (5, 22), (66, 130)):
         assert torch.equal(linear(x[begin:end], packed, backend="triton"), whole[begin:end])

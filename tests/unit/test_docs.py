@@ -92,7 +92,8 @@ def test_commands_of_the_readme_exist():
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
             seen += 1
         elif words[0].endswith("spct") and len(words) > 1:
-            run = subprocess.run([sys.executable, "-m", "spct.cli.main", words[1], "--help"], capture_output=True, text=True, env=ENVIRONMENT)
+            command = [sys.executable, "-m", "spct.cli.main", words[1], "--help"]
+            run = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
             assert run.returncode == 0, f"{line}: {run.stderr}"
             for flag in re.findall(r"(?<=\s)--[\w-]+", line):
                 assert flag in run.stdout, f"{line}: {flag} is no flag of spct {words[1]}"

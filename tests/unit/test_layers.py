@@ -9,12 +9,13 @@ ROOT = Path(__file__).parents[2]
 ENGINE, KERNELS = ROOT / "engine" / "spct", ROOT / "kernels" / "spct_kernels"
 
 # Whom each part of spct may import, besides itself and the leaves.
-LEAVES = {"types", "config", "errors", "spct"}
+LEAVES = {"types", "config", "errors", "limits", "spct"}
 BELOW_ENGINE = {"prompting", "voting", "scheduling", "cache", "runner", "models", "layers", "checkpoint", "spct_kernels"}
 ALLOWED = {
     "errors": set(),
     "types": {"errors"},
     "config": {"errors"},
+    "limits": {"config", "errors"},
     "layers": {"spct_kernels"},
     "models": {"layers", "spct_kernels"},
     "checkpoint": {"models", "layers", "spct_kernels"},
@@ -31,7 +32,7 @@ ALLOWED = {
     "cli": BELOW_ENGINE | {"engine", "training", "evaluation", "assembly"},
     "spct": {"engine"},
 }
-WITHOUT_TORCH = {"prompting", "voting", "scheduling", "cache", "types", "config", "errors"}
+WITHOUT_TORCH = {"prompting", "voting", "scheduling", "cache", "types", "config", "errors", "limits"}
 # Imported only where they are used: optional packages, and what a subcommand alone needs.
 OPTIONAL = {"huggingface_hub", "flash_attn", "transformers", "matplotlib", "gguf", "accelerate"}
 

@@ -88,12 +88,12 @@ def _line(row: InputRow, plan: ModelPlan, prompt: JudgePrompt, sampling: Samplin
 def _count(request: ScoreRequest, plan: ModelPlan, prompt: JudgePrompt, sampling: SamplingParams, voting: VotingParams) -> dict[str, int]:
     num_samples = request.samples if request.samples is not None else sampling.samples
     seed = request.seed if request.seed is not None else sampling.seed
-    plan.check(num_samples, 0, 1)
+    plan.limits.check_samples(num_samples)
     shown = dict.fromkeys(orders(voting.orders, len(request.responses), num_samples, seed, content_key(request)))
     prompts = [prompt.encode(request, order) for order in shown]
     prompt_len = max(map(len, prompts))
-    plan.check(num_samples, prompt_len, sampling.max_tokens)
-    max_len = min(sampling.max_tokens, plan.max_context - min(map(len, prompts)))
+    plan.limits.check_fits(prompt_len, sampling.max_tokens)
+    max_len = min(sampling.max_tokens, plan.limits.max_context - min(map(len, prompts)))
     prefilled = num_distinct_tokens(prompts)
     return {
         "samples": num_samples,

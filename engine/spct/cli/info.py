@@ -11,12 +11,12 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from spct.assembly import PAGE_SIZE
 from spct.cli import options
 from spct.cli.console import readable_bytes
 from spct.cli.exit_codes import EXIT_OK
 from spct.cli.plan import ModelPlan, plan_model
 from spct.config import EngineConfig
+from spct.limits import PAGE_SIZE
 from spct.prompting.judge import FOLDER_TEMPLATE
 from spct.types import SamplingParams
 
@@ -48,7 +48,7 @@ def model_card(name: str, plan: ModelPlan) -> dict[str, Any]:
         "head_dim": spec.head_dim,
         "vocab_size": spec.vocab_size,
         "windows": sorted({layer.kv.window for layer in spec.layers if layer.kv.window is not None}),
-        "max_context": plan.max_context,
+        "max_context": plan.limits.max_context,
         "meta_head": plan.meta_pooling,
         "template": config.template or own_template,
         "device": str(plan.device),
@@ -57,8 +57,8 @@ def model_card(name: str, plan: ModelPlan) -> dict[str, Any]:
         "activations": _dtype_name(plan.dtypes.activations),
         "kv_dtype": _dtype_name(plan.kv_dtype),
         "kv_bytes_per_token": plan.slot_bytes,
-        "kv_memory": plan.num_pages * PAGE_SIZE * plan.slot_bytes,
-        "kv_tokens": plan.num_pages * PAGE_SIZE,
+        "kv_memory": plan.limits.num_pages * PAGE_SIZE * plan.slot_bytes,
+        "kv_tokens": plan.limits.num_pages * PAGE_SIZE,
         "options": {**dataclasses.asdict(config), "chat_template_kwargs": dict(config.chat_template_kwargs)},
         "fits": [_fit(plan, share) for share in (8, 4, 2)],
     }
@@ -66,8 +66,8 @@ def model_card(name: str, plan: ModelPlan) -> dict[str, Any]:
 
 def _fit(plan: ModelPlan, share: int) -> dict[str, int]:
     """How many samples of the default length fit beside a prompt of 1 / `share` of the context."""
-    prompt_len = max(1, plan.max_context // share)
-    max_tokens = max(1, min(SamplingParams().max_tokens, plan.max_context - prompt_len))
+    prompt_len = max(1, plan.limits.max_context // share)
+    max_tokens = max(1, min(SamplingParams().max_tokens, plan.limits.max_context - prompt_len))
     return {"prompt_tokens": prompt_len, "max_tokens": max_tokens, "samples": plan.samples_at_once(prompt_len, max_tokens)}
 
 

@@ -38,7 +38,7 @@ def packed_attention(
     packed_mask   [B*G, 1, C, P + C] bool, what each token of a demonstration sees
     returns       [B, L, H, D]
     """
-    rows, heads, _, dim = query.shape
+    rows, heads, dim = query.shape[0], query.shape[1], query.shape[3]
     repeat = heads // key.shape[1]
     key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
     prompt_len = packed_prompt_len

@@ -43,12 +43,12 @@ def near_miss(rng: Random, right: int) -> str:
 
 def draw(rng: Random) -> Problem:
     """Draw a story with one number to work out."""
-    kind = rng.choice(("add", "add", "add3", "times", "times_plus", "minus"))
+    kind = rng.choices(("add_small", "times", "add3", "times_plus", "add", "minus"), (40, 22, 12, 8, 9, 9))[0]
     who, thing, unit = rng.choice(NAMES), rng.choice(THINGS), rng.choice(UNITS)
     measured = rng.random() < 0.6
     a, b, c = rng.randint(11, 69), rng.randint(11, 60), rng.randint(2, 9)
-    if kind == "add":
-        b = min(b, 99 - a)
+    if kind in ("add", "add_small"):
+        a, b = (rng.randint(2, 9), c) if kind == "add_small" else (a, min(b, 99 - a))
         expression = f"{a} + {b}"
         steps, result = steps_of_sum(a, b)
         story = rng.choice(("{who} has {a} {x} and gets {b} {x} more.", "{who} counts {a} {x} here and {b} {x} there."))

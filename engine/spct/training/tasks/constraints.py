@@ -18,7 +18,7 @@ WORDS = {
 
 def draw(rng: Random) -> Problem:
     """Draw a list task, of words or of numbers to be sorted."""
-    return _words(rng) if rng.random() < 0.6 else _numbers(rng)
+    return _words(rng) if rng.random() < 0.8 else _numbers(rng)
 
 
 def _words(rng: Random) -> Problem:
@@ -94,7 +94,7 @@ def _finish(rng: Random, entries: list[str], flaws: frozenset[str], addressee: s
 def _rotate_main(rng: Random, aspects: list[Aspect]) -> list[Aspect]:
     """Put one of the list's own aspects first: any of them can be the main one."""
     own = [a for a in aspects if a.label not in ("polite", "brief", "name")]
-    main = own[0] if rng.random() < 0.5 else rng.choice(own)
+    main = rng.choice(own)
     return [main, *(a for a in aspects if a is not main)]
 
 

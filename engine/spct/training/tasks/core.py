@@ -181,8 +181,8 @@ def _importances(aspects: Sequence[Aspect], rng: Random) -> tuple[dict[str, int]
     main, others = aspects[0], list(aspects[1:])
     rng.shuffle(others)
     mentioned = {a.label for a in others[: rng.choice((2, 3, 3, 4))]}
-    levels = {a.label: rng.choices((ESSENTIAL, WANTED, NICE), (12, 50, 38))[0] for a in others if a.label in mentioned}
-    if rng.random() < 0.75:
+    levels = {a.label: rng.choices((ESSENTIAL, WANTED, NICE), (20, 50, 30))[0] for a in others if a.label in mentioned}
+    if rng.random() < 0.6:
         levels[main.label] = ESSENTIAL
         if rng.random() < 0.6 or main.implied != ESSENTIAL:
             mentioned.add(main.label)
@@ -215,7 +215,7 @@ def _responses(problem: Problem, levels: Mapping[str, int], count: int, rng: Ran
     """Write responses of graded quality in random order; None where two turned out the same."""
     labels = sorted(levels)
     by_weight = sorted(labels, key=lambda x: -levels[x])
-    kinds = ["good", *rng.choices(("subtle", "wrong", "minor", "mixed", "poor"), (30, 15, 20, 25, 10), k=count - 1)]
+    kinds = ["good", *rng.choices(("subtle", "wrong", "minor", "mixed", "poor"), (18, 22, 12, 28, 20), k=count - 1)]
     if count == 1:
         kinds = [rng.choice(("good", "wrong", "poor", "poor"))]
     made = []

@@ -40,6 +40,8 @@ def draw(rng: Random) -> Problem:
         _told("end time", end, ("say when it ends", "give the end time"), f"{start} + {length} = {end}"),
     ]
     rng.shuffle(own)
+    if rng.random() < 0.6:
+        own.sort(key=lambda aspect: aspect.label == "end time")
     aspects = (*own[:4], name_aspect(name), polite_aspect(), brief_aspect())
     facts = f"passage {event} {day} {place} {item} {start} {length} {name}"
     right = {"day": day, "time": str(start), "place": place, "bring": item, "end time": end}

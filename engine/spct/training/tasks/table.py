@@ -25,7 +25,7 @@ TEAMS = ("team", "color", "shirt", "cap")
 
 def draw(rng: Random) -> Problem:
     """Draw a table of three to five rows and a question about it."""
-    kind = rng.choice(("look_up", "look_up", "most", "least", "both", "count", "color"))
+    kind = rng.choices(("look_up", "color", "most", "least", "both", "count"), (40, 25, 9, 8, 8, 10))[0]
     people = rng.sample(NAMES, rng.randint(3, 5))
     if kind in ("count", "color"):
         task, right, steps, pool, unit = _colors(rng, kind, people)

@@ -92,11 +92,9 @@ def _told(rng: Random) -> Wish:
 
 
 def _manner(rng: Random) -> Wish:
-    if rng.random() < 0.5:
-        aspect, texts = polite_aspect(), THANKS
-    else:
-        aspect, texts = brief_aspect(), FILLERS
-    wants = aspect.label == "polite"
+    wants = rng.random() < 0.5
+    aspect = polite_aspect() if wants else brief_aspect()
+    texts: tuple[str, ...] = THANKS if wants else FILLERS
 
     def respond(rng: Random) -> Snippet:
         text = rng.choice(texts) if rng.random() < 0.5 else ""

@@ -1,0 +1,263 @@
+"""The work list of Triton's shared-prefix attention: which program reads which key tiles for which rows. Pure host code, without Triton.
+
+Maths. Positions count along the path from the root, and everything is cut at fixed positions: key tiles at multiples of `block_keys`,
+splits at `split_ends`. A row's result is a fold: inside a split over its tiles in order (online softmax), then over its splits in order.
+Neither cut depends on nodes, rows or batch, so neither do a row's bits. What the tree decides is only who computes a split: the rows
+that share its tiles do it in one program, which reads a shared tile once for all of them; a tile that a node boundary cuts belongs to
+each group of rows below the boundary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Ints = npt.NDArray[np.int32]
+
+STEP_FIELDS = 8
+"""tile, first slot of a contiguous run or -1, first position, keys, first row, one past the last row, 0, 0."""
+SEGMENT_FIELDS = 4
+"""first step, one past the last step, first position, one past the last position."""
+ITEM_FIELDS = 4
+"""first segment, one past the last segment, first row, number of rows."""
+
+
+def split_ends(positions: int) -> list[int]:
+    """Ends of the splits of a path: 256 positions each up to 512, 512 up to 4096, then 1024.
+
+    Short paths need many programs to fill a GPU, long ones have them anyway, and each split costs a row one fp32 partial result.
+    """
+    ends, end = [], 0
+    while end < positions:
+        end += 256 if end < 512 else 512 if end < 4096 else 1024
+        ends.append(end)
+    return ends
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Consecutive rows of one node: their range, their tiles (ids in order of position) and the path's length."""
+
+    begin: int
+    end: int
+    tiles: Ints
+    positions: int
+
+
+class _Tree:
+    """A tree cut into tiles: which tiles each row's path has."""
+
+    def __init__(self, nodes: Ints, slots: Ints, owner: Ints, block_keys: int) -> None:
+        self.block_keys = block_keys
+        self._contents: list[Ints] = []
+        parents, lengths = nodes[1].tolist(), np.diff(nodes[0]).tolist()
+        used = nodes[4] > nodes[3]
+        whole: list[Ints] = []
+        tails: list[Ints] = []
+        cuts: list[int] = []
+        self._num_tiles = 0
+        empty = np.zeros(0, dtype=np.int32)
+        owners = set(owner.tolist())
+        for node in range(nodes.shape[1] - 1):
+            above = parents[node]
+            before, tail, cut = (whole[above], tails[above], cuts[above]) if above >= 0 else (empty, empty, -1)
+            if lengths[node] and used[node]:
+                keys = np.concatenate((tail, slots[nodes[0, node] : nodes[0, node + 1]]))
+                count = len(keys) // block_keys
+                before = np.concatenate((before, self._add(keys[: count * block_keys].reshape(count, block_keys))))
+                tail, cut = keys[count * block_keys :], -1
+            if len(tail) and cut < 0 and node in owners:
+                padded = np.full((1, block_keys), -1, dtype=np.int32)
+                padded[0, : len(tail)] = tail
+                cut = int(self._add(padded)[0])
+            whole.append(before)
+            tails.append(tail)
+            cuts.append(cut)
+        self.tile_slots = np.concatenate(self._contents) if self._contents else np.zeros((0, block_keys), dtype=np.int32)
+        self.counts = (self.tile_slots >= 0).sum(axis=1).astype(np.int32)
+        steps = np.arange(block_keys, dtype=np.int32)
+        inside = steps < self.counts[:, None]
+        contiguous = ((self.tile_slots == self.tile_slots[:, :1] + steps) | ~inside).all(axis=1)
+        self.first_slots = np.where(contiguous, self.tile_slots[:, 0], -1).astype(np.int32) if len(self.tile_slots) else self.counts
+        self.runs: list[_Run] = []
+        edges = np.flatnonzero(np.diff(owner)) + 1 if len(owner) else np.zeros(0, dtype=np.int64)
+        bounds = [0, *edges.tolist(), len(owner)]
+        for begin, end in zip(bounds, bounds[1:], strict=False):
+            if begin < end:
+                node = int(owner[begin])
+                tiles = np.append(whole[node], np.int32(cuts[node])) if len(tails[node]) else whole[node]
+                self.runs.append(_Run(begin, end, tiles, len(whole[node]) * block_keys + len(tails[node])))
+
+    def _add(self, tiles: Ints) -> Ints:
+        first = self._num_tiles
+        self._num_tiles += len(tiles)
+        self._contents.append(tiles)
+        return np.arange(first, self._num_tiles, dtype=np.int32)
+
+
+class _Builder:
+    """Collects items, segments and steps."""
+
+    def __init__(self, tree: _Tree, rows_per_tile: int) -> None:
+        self.tree = tree
+        self.rows_per_tile = rows_per_tile
+        self.items: list[tuple[int, ...]] = []
+        self.segments: list[tuple[int, ...]] = []
+        self.steps: list[Ints] = []
+        self.num_steps = 0
+        self.folds = self.guards = False
+
+    def _segment(self, runs: list[_Run], rows: tuple[int, int], first: int, last: int) -> None:
+        """Steps for tiles first to last of the runs, whose rows are clipped to `rows`: by position, then by rows."""
+        width = min(last, max(len(run.tiles) for run in runs)) - first
+        table = np.full((len(runs), width), -1, dtype=np.int32)
+        for line, run in zip(table, runs, strict=True):
+            own = run.tiles[first:last]
+            line[: len(own)] = own
+        starts = np.ones_like(table, dtype=bool)
+        starts[1:] = table[1:] != table[:-1]
+        at, line_of = np.nonzero((starts & (table >= 0)).T)
+        ids = table[line_of, at]
+        begins = np.array([max(run.begin, rows[0]) for run in runs], dtype=np.int32)
+        ends = np.array([min(run.end, rows[1]) for run in runs], dtype=np.int32)
+        # A step's rows end with the last run of the same tile.
+        last_of = np.full(table.shape, 0, dtype=np.int64)
+        last_of[-1] = len(runs) - 1
+        for line in range(len(runs) - 2, -1, -1):
+            last_of[line] = np.where(starts[line + 1], line, last_of[line + 1])
+        steps = np.zeros((len(ids), STEP_FIELDS), dtype=np.int32)
+        steps[:, 0] = ids
+        steps[:, 1] = self.tree.first_slots[ids]
+        steps[:, 2] = (first + at) * self.tree.block_keys
+        steps[:, 3] = self.tree.counts[ids]
+        steps[:, 4] = begins[line_of]
+        steps[:, 5] = ends[last_of[line_of, at]]
+        self.guards |= bool(((steps[:, 4] > rows[0]) | (steps[:, 5] < rows[1])).any())
+        end = min(last * self.tree.block_keys, max(run.positions for run in runs))
+        self.segments.append((self.num_steps, self.num_steps + len(ids), first * self.tree.block_keys, end))
+        self.steps.append(steps)
+        self.num_steps += len(ids)
+
+    def whole_rows(self, run: _Run, bounds: list[int]) -> None:
+        """Many rows of one node, as in a prefill: a program takes all splits of its rows, the later rows (more keys) first."""
+        for begin in reversed(range(run.begin, run.end, self.rows_per_tile)):
+            rows = (begin, min(begin + self.rows_per_tile, run.end))
+            first_segment = len(self.segments)
+            for first, last in zip(bounds, bounds[1:], strict=False):
+                if first < len(run.tiles):
+                    self._segment([run], rows, first, last)
+            self.folds |= len(self.segments) - first_segment > 1
+            self.items.append((first_segment, len(self.segments), rows[0], rows[1] - rows[0]))
+
+    def one_split(self, runs: list[_Run], common: list[int], first: int, last: int) -> None:
+        """Groups of runs that share tiles of this split. `common[i]`: leading tiles that runs i - 1 and i have in common.
+
+        A run joins while the tile of rows has room, while it shares a tile, and while the program's steps stay below twice the
+        split's: beyond that a tile that all share is better read again, by another program.
+        """
+        group: list[_Run] = []
+        rows = steps = 0
+        for run, shared in zip(runs, common, strict=True):
+            own = min(len(run.tiles), last) - first
+            if own <= 0:
+                self._group(group, first, last)
+                group = []
+                continue
+            shared = min(max(shared - first, 0), own)
+            count = run.end - run.begin
+            if not group or rows + count > self.rows_per_tile or shared == 0 or steps + own - shared > 2 * (last - first):
+                self._group(group, first, last)
+                group, rows, steps, shared = [], 0, 0, 0
+            group.append(run)
+            rows += count
+            steps += own - shared
+        self._group(group, first, last)
+
+    def _group(self, group: list[_Run], first: int, last: int) -> None:
+        if group:
+            rows = (group[0].begin, group[-1].end)
+            self.items.append((len(self.segments), len(self.segments) + 1, rows[0], rows[1] - rows[0]))
+            self._segment(group, rows, first, last)
+
+
+class WorkList:
+    """The plan's work for one shape of tiles, in buffers on the plan's device that grow when a tree needs more.
+
+    items       [max, 4]           a program each (times KV heads); segments, first row, rows; zeros past the last item
+    segments    [max, 4]           one split for the item's rows
+    steps       [max, 8]           one key tile for some of them
+    tile_slots  [max, block_keys]  slots of a tile, -1 where it has none
+    row_splits  [2, max_rows]      a row's first partial result; how many it has (1: the program writes the output itself; 0: no keys)
+    num_items, num_partials        how much of it counts
+    folds       some program takes several splits; guards: some step is for a part of its program's rows only
+    merges      some row has no partial result, or several
+    """
+
+    def __init__(self, block_keys: int, rows_per_tile: int, max_rows: int, device: torch.device) -> None:
+        self.block_keys = block_keys
+        self.rows_per_tile = rows_per_tile
+        self.items = torch.zeros((0, ITEM_FIELDS), dtype=torch.int32, device=device)
+        self.segments = torch.zeros((0, SEGMENT_FIELDS), dtype=torch.int32, device=device)
+        self.steps = torch.zeros((0, STEP_FIELDS), dtype=torch.int32, device=device)
+        self.tile_slots = torch.zeros((0, block_keys), dtype=torch.int32, device=device)
+        self.row_splits = torch.zeros((2, max_rows), dtype=torch.int32, device=device)
+        self.num_items = self.num_partials = 0
+        self.folds = self.guards = self.merges = False
+
+    def assign(self, nodes: Ints, slots: Ints, owner: Ints) -> None:
+        """Makes the list for a tree.
+
+        nodes  [5, N+1]  as in AttentionPlan.nodes, without its unused end;  slots [S];  owner [T] each row's node
+        """
+        tree = _Tree(nodes, slots, owner, self.block_keys)
+        builder = _Builder(tree, self.rows_per_tile)
+        splits = [split_ends(run.positions) for run in tree.runs]
+        bounds = [0, *(end // self.block_keys for end in max(splits, key=len, default=[]))]
+        row_splits = np.zeros((2, len(owner)), dtype=np.int32)
+        few: list[_Run] = []
+        common: list[int] = []
+        partials = 0
+        for run, ends in zip(tree.runs, splits, strict=True):
+            many = run.end - run.begin > self.rows_per_tile
+            count = min(len(ends), 1) if many else len(ends)
+            row_splits[0, run.begin : run.end] = partials + count * np.arange(run.end - run.begin)
+            row_splits[1, run.begin : run.end] = count
+            partials += count * (run.end - run.begin)
+            if many:
+                builder.whole_rows(run, bounds)
+                continue
+            neighbour = few and few[-1].end == run.begin
+            common.append(_leading(few[-1].tiles, run.tiles) if neighbour else 0)
+            few.append(run)
+        for first, last in zip(bounds, bounds[1:], strict=False):
+            builder.one_split(few, common, first, last)
+        self.num_items, self.num_partials = len(builder.items), partials
+        self.folds, self.guards = builder.folds, builder.guards
+        self.merges = bool((row_splits[1] != 1).any())
+        self.items = _filled(self.items, np.array(builder.items, dtype=np.int32).reshape(-1, ITEM_FIELDS), clear=True)
+        self.segments = _filled(self.segments, np.array(builder.segments, dtype=np.int32).reshape(-1, SEGMENT_FIELDS))
+        steps = np.concatenate(builder.steps) if builder.steps else np.zeros((0, STEP_FIELDS), dtype=np.int32)
+        self.steps = _filled(self.steps, steps)
+        self.tile_slots = _filled(self.tile_slots, tree.tile_slots)
+        self.row_splits[:, : len(owner)].copy_(torch.from_numpy(row_splits))
+
+
+def _leading(one: Ints, other: Ints) -> int:
+    """How many leading elements two vectors have in common."""
+    length = min(len(one), len(other))
+    different = np.flatnonzero(one[:length] != other[:length])
+    return int(different[0]) if len(different) else length
+
+
+def _filled(buffer: Tensor, values: Ints, clear: bool = False) -> Tensor:
+    """The buffer with `values` in front, twice as large as needed if it was too small; clear: with zeros behind them."""
+    if len(values) > len(buffer):
+        buffer = torch.zeros((2 * len(values), buffer.shape[1]), dtype=torch.int32, device=buffer.device)
+    elif clear:
+        buffer[len(values) :].zero_()
+    buffer[: len(values)].copy_(torch.from_numpy(values))
+    return buffer
