@@ -122,16 +122,15 @@ def _check_triton(device: torch.device, dtype: torch.dtype | None) -> None:
         raise BackendError("backend 'triton': the package triton is not installed; install it, or pass backend='reference'")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise BackendError(
-            "backend 'triton': CPU tensors need Triton's interpreter; set TRITON_INTERPRET=1 before the program starts, or pass backend='cpu'"
+            "backend 'triton': CPU tensors need Triton's interpreter; set TRITON_INTERPRET=1 before the program starts, "
+            "or pass backend='cpu'"
         )
     if dtype == torch.float64:
         raise BackendError("backend 'triton': expected fp32, bf16 or fp16, got float64; pass backend='reference', which takes it")
 
 
 def triton_kernels(name: str) -> Any:
-    """The module `spct_kernels.triton_{name}`, imported when it is first used: Triton is optional, and its import takes a second.
-
-    """
+    """The module `spct_kernels.triton_{name}`, imported when it is first used: Triton is optional, and its import takes a second."""
     return importlib.import_module(f"spct_kernels.triton_{name}")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spct_kernels.checks import FLOAT_DTYPES, bind, check_dtype
-from spct_kernels.dispatch import resolve
+from spct_kernels.dispatch import resolve, triton_kernels
 from spct_kernels.errors import InputError
 from spct_kernels.linear import PackedLinear
 from spct_kernels.sample_cpu import fused_sample_cpu, token_logits_cpu
@@ -80,8 +80,11 @@ def fused_sample(
     draw = _checked_draw(dims, hidden, temperature, top_k, top_p, min_p, seed, position)
     allowed = checked_lists("allowed", allowed, dims["T"], dims["V"], hidden.device)
     banned = checked_lists("banned", banned, dims["T"], dims["V"], hidden.device)
-    run = fused_sample_reference if resolve(backend, hidden.device) == "reference" else fused_sample_cpu
     head = (hidden, norm_weight, norm_eps, lm_head, softcap)
+    chosen = resolve(backend, hidden.device)
+    if chosen == "triton":
+        return SampleOutput(*triton_kernels("sample").fused_sample_triton(head, draw, meta_weight, meta_bias, allowed, banned))
+    run = fused_sample_reference if chosen == "reference" else fused_sample_cpu
     return SampleOutput(*run(head, draw, meta_weight, meta_bias, allowed, banned))
 
 
@@ -109,8 +112,12 @@ def token_logits(
     dims = _check_head(hidden, norm_weight, lm_head, norm_eps, softcap)
     lists = checked_lists("token_ids", (offsets, token_ids), dims["T"], dims["V"], hidden.device)
     assert lists is not None
-    run = token_logits_reference if resolve(backend, hidden.device) == "reference" else token_logits_cpu
-    return run((hidden, norm_weight, norm_eps, lm_head, softcap), lists)
+    head = (hidden, norm_weight, norm_eps, lm_head, softcap)
+    chosen = resolve(backend, hidden.device)
+    if chosen == "triton":
+        return triton_kernels("sample").token_logits_triton(head, lists)  # type: ignore[no-any-return] # imported lazily
+    run = token_logits_reference if chosen == "reference" else token_logits_cpu
+    return run(head, lists)
 
 
 def checked_lists(name: str, lists: TokenLists | None, num_rows: int, vocabulary: int, device: torch.device) -> TokenLists | None:

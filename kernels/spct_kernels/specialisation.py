@@ -9,7 +9,10 @@ from typing import Any
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 
 SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "sm_120": 101_376, "gfx942": 65_536}
-"""Shared memory that one program may take: CUDA C++ programming guide, "Technical specifications per compute capability"; CDNA 3 ISA, LDS."""
+"""Shared memory that one program may take.
+
+Sources: CUDA C++ programming guide, "Technical specifications per compute capability"; CDNA 3 instruction set, LDS.
+"""
 
 
 @dataclass(frozen=True, slots=True)

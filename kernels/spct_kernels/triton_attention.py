@@ -52,7 +52,6 @@ def _attend_step(
     SCALED: tl.constexpr,
     GUARD: tl.constexpr,
     ISOLATE: tl.constexpr,
-    WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -83,10 +82,8 @@ def _attend_step(
         broken = tl.max(tl.where(finite, 0, 1), axis=1)
         v = tl.where(finite, v, 0.0)
         poisoned = tl.max(tl.where(seen, broken[None, :], 0), axis=1)
-    if WIDE:
-        k, v = k.to(tl.float32), v.to(tl.float32)
-    else:
-        k, v = k.to(q.dtype), v.to(q.dtype)
+    if k.dtype != q.dtype:  # fp32 products, or int8 keys: -127 to 127 are exact in either 16-bit type
+        k, v = narrow(k.to(tl.float32), q.dtype), narrow(v.to(tl.float32), q.dtype)
     scores = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32))
     if SCALED == 1:
         scores *= tl.load(k_scale_ptr + head)
@@ -202,7 +199,7 @@ def _attention_kernel(
                 state = _attend_step(
                     q, state, steps_ptr + step * 8, tile_slots_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, k_slot_stride, v_slot_stride,
                     rows, positions, lowest, highest, scale, softcap, window, head, NUM_KV_HEADS, KEY_DIM, VALUE_DIM, SOFTCAP, WINDOW,
-                    SCALED, GUARD, GUARD or WINDOW, WIDE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+                    SCALED, GUARD, GUARD or WINDOW, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
                 )  # fmt: skip
                 step += 1
         else:
@@ -210,7 +207,7 @@ def _attention_kernel(
                 state = _attend_step(
                     q, state, steps_ptr + at * 8, tile_slots_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, k_slot_stride, v_slot_stride,
                     rows, positions, lowest, highest, scale, softcap, window, head, NUM_KV_HEADS, KEY_DIM, VALUE_DIM, SOFTCAP, WINDOW,
-                    SCALED, GUARD, GUARD or WINDOW, WIDE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+                    SCALED, GUARD, GUARD or WINDOW, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
                 )  # fmt: skip
         if FOLD:
             state = fold(before, state)
@@ -220,7 +217,11 @@ def _attention_kernel(
     count = tl.load(row_count_ptr + rows, mask=valid, other=0)
     result, lse = finish(maximum, total, out)
     alone = count == 1
-    tl.store(out_ptr + query_heads[:, None] * VALUE_DIM + value_dims[None, :], narrow(result, out_ptr.dtype.element_ty), mask=inside & alone[:, None])
+    tl.store(
+        out_ptr + query_heads[:, None] * VALUE_DIM + value_dims[None, :],
+        narrow(result, out_ptr.dtype.element_ty),
+        mask=inside & alone[:, None],
+    )
     tl.store(lse_ptr + query_heads, lse, mask=valid & alone)
     several = valid & (count > 1)
     split = tl.load(row_first_ptr + rows, mask=several, other=0) + _split_index(tl.load(segments_ptr + first_segment * 4 + 2))

@@ -1,4 +1,4 @@
-"""Tiles of shared-prefix attention, from the layer's shape, its dtypes and the device: never from the batch, so that no bit depends on it."""
+"""Tiles of shared-prefix attention, from the layer's shape, its dtypes and the device: no bit of a row depends on the batch."""
 
 from __future__ import annotations
 
@@ -61,4 +61,4 @@ def options_on(shape: Shape, name: str) -> TileOptions:
         return TileOptions(16, 16 if largest > 128 else 32, 4, 1)
     if name in ("sm_90", "sm_100", "cpu"):
         return TileOptions(64, 64 if largest <= 64 else 32, 4 if largest <= 128 else 8, 3)
-    return TileOptions(16, 64 if largest <= 128 else 32, 4, 2)
+    return TileOptions(16, 32, 4, 3 if largest <= 128 else 2)

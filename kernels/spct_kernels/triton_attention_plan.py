@@ -10,6 +10,7 @@ each group of rows below the boundary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +87,7 @@ class _Tree:
         self.runs: list[_Run] = []
         edges = np.flatnonzero(np.diff(owner)) + 1 if len(owner) else np.zeros(0, dtype=np.int64)
         bounds = [0, *edges.tolist(), len(owner)]
-        for begin, end in zip(bounds, bounds[1:], strict=False):
+        for begin, end in pairwise(bounds):
             if begin < end:
                 node = int(owner[begin])
                 tiles = np.append(whole[node], np.int32(cuts[node])) if len(tails[node]) else whole[node]
@@ -127,8 +128,8 @@ class _Builder:
         # A step's rows end with the last run of the same tile.
         last_of = np.full(table.shape, 0, dtype=np.int64)
         last_of[-1] = len(runs) - 1
-        for line in range(len(runs) - 2, -1, -1):
-            last_of[line] = np.where(starts[line + 1], line, last_of[line + 1])
+        for number in range(len(runs) - 2, -1, -1):
+            last_of[number] = np.where(starts[number + 1], number, last_of[number + 1])
         steps = np.zeros((len(ids), STEP_FIELDS), dtype=np.int32)
         steps[:, 0] = ids
         steps[:, 1] = self.tree.first_slots[ids]
@@ -147,7 +148,7 @@ class _Builder:
         for begin in reversed(range(run.begin, run.end, self.rows_per_tile)):
             rows = (begin, min(begin + self.rows_per_tile, run.end))
             first_segment = len(self.segments)
-            for first, last in zip(bounds, bounds[1:], strict=False):
+            for first, last in pairwise(bounds):
                 if first < len(run.tiles):
                     self._segment([run], rows, first, last)
             self.folds |= len(self.segments) - first_segment > 1
@@ -233,7 +234,7 @@ class WorkList:
             neighbour = few and few[-1].end == run.begin
             common.append(_leading(few[-1].tiles, run.tiles) if neighbour else 0)
             few.append(run)
-        for first, last in zip(bounds, bounds[1:], strict=False):
+        for first, last in pairwise(bounds):
             builder.one_split(few, common, first, last)
         self.num_items, self.num_partials = len(builder.items), partials
         self.folds, self.guards = builder.folds, builder.guards

@@ -52,7 +52,13 @@ def _attention(name: str, shape: Shape, kv_heads: int, **flags: Any) -> Speciali
     query, cache = f"*{_NAMES[shape.query_dtype]}", f"*{_NAMES[shape.cache_dtype]}"
     pointers = {"q_ptr": query, "k_ptr": cache, "v_ptr": cache, "out_ptr": query} | _POINTERS
     constants: dict[str, Any] = {"SOFTCAP": False, "WINDOW": False, "SCALED": 0, "FOLD": False, "GUARD": False} | flags
-    constants |= {"NUM_KV_HEADS": kv_heads, "GROUP": shape.group, "KEY_DIM": shape.key_dim, "VALUE_DIM": shape.value_dim, "WIDE": shape.wide}
+    constants |= {
+        "NUM_KV_HEADS": kv_heads,
+        "GROUP": shape.group,
+        "KEY_DIM": shape.key_dim,
+        "VALUE_DIM": shape.value_dim,
+        "WIDE": shape.wide,
+    }
     constants |= {"BLOCK_D": next_power_of_2(shape.key_dim), "BLOCK_DV": next_power_of_2(shape.value_dim)}
     constants |= {name: value for name, value in per_target["sm_90"].items() if name not in ("num_warps", "num_stages")}
     return Specialisation(

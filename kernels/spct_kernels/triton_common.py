@@ -77,7 +77,7 @@ def narrow(x: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
 
 @device
 def dot(a: tl.tensor, b: tl.tensor, accumulator: tl.tensor) -> tl.tensor:
-    """accumulator + a @ b in fp32: fp32 operands as they are, no TF32. The interpreter's product of bf16 operands is wrong (3.6, 3.7)."""
+    """Product: accumulator + a @ b in fp32, no TF32. The interpreter's product of bf16 operands is wrong (Triton 3.6, 3.7)."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), accumulator, input_precision="ieee")
     else:
@@ -86,7 +86,7 @@ def dot(a: tl.tensor, b: tl.tensor, accumulator: tl.tensor) -> tl.tensor:
 
 @device
 def tanh(x: tl.tensor) -> tl.tensor:
-    """tanh to about 2 fp32 roundings; libdevice's is missing under the interpreter.
+    """Hyperbolic tangent to about 2 fp32 roundings; libdevice's is missing under the interpreter.
 
     Beyond 0.5: 1 - 2 / (e^2x + 1). Below, where that cancels: the continued fraction of tanh (Lambert 1761), cut after 11.
     """

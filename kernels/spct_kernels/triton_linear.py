@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from spct_kernels.linear import PackedLinear
-from spct_kernels.specialisation import Specialisation
-from spct_kernels.triton_common import COMPILE, check_runnable, dot, kernel, narrow, next_power_of_2
+from spct_kernels.specialisation import TARGETS, Specialisation
+from spct_kernels.triton_common import COMPILE, check_runnable, dot, kernel, narrow, next_power_of_2, target
 
 _FULL_GRID = 264
 """Programs that keep a GPU busy: two on each of an H100's 132 multiprocessors. A constant, so that no bit depends on the device."""
@@ -112,13 +112,15 @@ def segments(outputs: int, inputs: int, block_inputs: int) -> tuple[int, int]:
     return -(-inputs // length), length
 
 
-def _tiles(rows: int, wide: bool) -> dict[str, int]:
-    """Tile of a launch: the number of rows decides only how many stand side by side, which no bit depends on."""
+def _tiles(rows: int, wide: bool, name: str) -> dict[str, int]:
+    """Tile of a launch on a target: the number of rows decides only how many stand side by side, which no bit depends on."""
     if wide:
         return {"BLOCK_O": 64, "BLOCK_T": 16, "BLOCK_I": 32, "num_warps": 4, "num_stages": 2}
     if rows <= 64:
         return {"BLOCK_O": 64, "BLOCK_T": max(16, next_power_of_2(rows)), "BLOCK_I": 64, "num_warps": 4, "num_stages": 4}
-    return {"BLOCK_O": 128, "BLOCK_T": 128, "BLOCK_I": 64, "num_warps": 8, "num_stages": 3}
+    # Two accumulators of 128 x 128 fit the registers where the tensor cores read from shared memory.
+    many = 128 if name in ("sm_90", "sm_100") else 64
+    return {"BLOCK_O": 128, "BLOCK_T": many, "BLOCK_I": 64, "num_warps": 8, "num_stages": 3 if many == 128 else 2}
 
 
 def linear(x: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
@@ -131,7 +133,7 @@ def linear(x: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
         return out
     panels = weight.panels
     wide = x.dtype != panels.dtype or x.dtype == torch.float32
-    tiles = _tiles(rows, wide)
+    tiles = _tiles(rows, wide, target(x.device))
     num_segments, length = segments(outputs, inputs, tiles["BLOCK_I"])
     programs = -(-outputs // tiles["BLOCK_O"]) * -(-rows // tiles["BLOCK_T"])
     cut = num_segments > 1 and programs < _FULL_GRID
@@ -140,7 +142,8 @@ def linear(x: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
     grid = (-(-outputs // tiles["BLOCK_O"]), -(-rows // tiles["BLOCK_T"]), num_segments if cut else 1)
     constants: dict[str, Any] = {"SEGMENTS": num_segments, "HAS_BIAS": bias is not None}
     _linear_kernel[grid](
-        x, panels, bias_or_any, sums, rows, outputs, inputs, **constants, SEGMENT=length, CUT=cut, WIDE=wide, PANEL=panels.shape[2], **tiles, **COMPILE
+        x, panels, bias_or_any, sums, rows, outputs, inputs,
+        **constants, SEGMENT=length, CUT=cut, WIDE=wide, PANEL=panels.shape[2], **tiles, **COMPILE,
     )  # fmt: skip
     if cut:
         blocks = (-(-out.numel() // _REDUCE_BLOCK),)
@@ -151,7 +154,6 @@ def linear(x: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
 def specialisations() -> tuple[Specialisation, ...]:
     """Llama-3.1-8B's layers at decode and prefill, both layouts of the weight, fp16 and fp32."""
     rows = []
-    small_memory = {"gfx942": {"num_stages": 2}, "sm_120": {"num_stages": 2}}
     for name, dtype, count, outputs, inputs, panel in (
         ("8B qkv, 16 rows", "bf16", 16, 6144, 4096, 1),
         ("8B qkv, 64 rows", "bf16", 64, 6144, 4096, 1),
@@ -160,7 +162,7 @@ def specialisations() -> tuple[Specialisation, ...]:
         ("1B out, fp32", "fp32", 16, 2048, 2048, 1),
     ):
         wide = dtype == "fp32"
-        tiles = _tiles(count, wide)
+        tiles = _tiles(count, wide, "sm_90")
         options = {key: tiles.pop(key) for key in ("num_warps", "num_stages")}
         num_segments, length = segments(outputs, inputs, tiles["BLOCK_I"])
         cut = num_segments > 1 and count <= 64
@@ -175,7 +177,7 @@ def specialisations() -> tuple[Specialisation, ...]:
                 constexprs=shared | layout | tiles,
                 divisible=(*pointers, "num_outputs", "num_inputs"),
                 options=options | COMPILE,
-                per_target=small_memory,
+                per_target={name: _tiles(count, wide, name) for name in TARGETS},
                 mma=not wide,
                 wgmma=not wide,
             )

@@ -25,14 +25,14 @@ def philox_words(quad: tl.tensor, seed: tl.tensor, position: tl.tensor) -> tuple
     for _ in tl.static_range(10):
         high0 = tl.umulhi(c0, m0)
         high1 = tl.umulhi(c2, m1)
-        low0 = c0 * m0
-        low1 = c2 * m1
+        low0 = tl.mul(c0, m0, sanitize_overflow=False)
+        low1 = tl.mul(c2, m1, sanitize_overflow=False)
         c0 = high1 ^ c1 ^ k0
         c2 = high0 ^ c3 ^ k1
         c1 = low1
         c3 = low0
-        k0 = k0 + tl.full(c0.shape, 0x9E3779B9, tl.uint32)
-        k1 = k1 + tl.full(c0.shape, 0xBB67AE85, tl.uint32)
+        k0 = tl.add(k0, tl.full(c0.shape, 0x9E3779B9, tl.uint32), sanitize_overflow=False)
+        k1 = tl.add(k1, tl.full(c0.shape, 0xBB67AE85, tl.uint32), sanitize_overflow=False)
     return c0, c1, c2, c3
 
 

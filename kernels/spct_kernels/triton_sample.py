@@ -1,7 +1,7 @@
-"""The `triton` backend of the output head: four launches a step (norm, tiles, decision, and two that redo uncertified rows).
+"""The `triton` backend of the output head: five launches a step (norm, tiles, decision, and two that redo uncertified rows).
 
 No step of it waits for the device, and per-row parameters are data: a captured step serves any mix of them. Sources: the fused
-head with per-tile maxima, "FlashSampling", 2026; certificate and histogram: docs/design.
+head with per-tile maxima, "FlashSampling", 2026; the certificate is explained in `triton_sample_draw`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,11 @@ from torch import Tensor
 from spct_kernels.linear import PackedLinear
 from spct_kernels.sample_reference import Draw, Head, TokenLists
 from spct_kernels.triton_common import check_runnable, next_power_of_2
-from spct_kernels.triton_sample_draw import NUM_COUNTERS, _decide_kernel, _redo_draw_kernel, _redo_logits_kernel
-from spct_kernels.triton_sample_head import (
-    BINS,
-    NUM_FLOATS,
-    NUM_IDS,
-    _final_norm_kernel,
-    _head_kernel,
-    _mark_kernel,
-    _token_logits_kernel,
-)
-from spct_kernels.triton_sample_options import DRAW_OPTIONS, NORM_OPTIONS, REDO_BLOCK, ROW_BLOCK, head_options, num_parts
+from spct_kernels.triton_sample_draw import NUM_COUNTERS, _decide_kernel
+from spct_kernels.triton_sample_head import _final_norm_kernel, _head_kernel, _mark_kernel, _token_logits_kernel
+from spct_kernels.triton_sample_options import DRAW_OPTIONS, NORM_OPTIONS, REDO_BLOCK, ROW_BLOCK, ROWS_INTERPRETED, head_options, num_parts
+from spct_kernels.triton_sample_redo import _redo_draw_kernel, _redo_logits_kernel
+from spct_kernels.triton_sample_tile import BINS, NUM_FLOATS, NUM_IDS
 
 _counters: dict[torch.device, Tensor] = {}
 
@@ -101,9 +95,10 @@ def fused_sample_triton(
         _counters[device] = torch.zeros(NUM_COUNTERS, dtype=torch.int64, device=device)
     best, normaliser = torch.empty((2, num_rows), dtype=torch.float32, device=device)
     parameters = (draw.temperature, draw.top_k, draw.top_p, draw.min_p, draw.seed, draw.position)
-    _decide_kernel[(num_rows,)](
+    decided = ROWS_INTERPRETED if device.type == "cpu" else 1
+    _decide_kernel[(_tiles(num_rows, decided),)](
         floats, ids, ready.histogram, *parameters, token, logprob, best, normaliser, _counters[device], num_rows, ready.num_tiles,
-        FORCE_REDO=redo_all, BLOCK=next_power_of_2(ready.num_tiles), **DRAW_OPTIONS,
+        FORCE_REDO=redo_all, ROWS=decided, BLOCK=next_power_of_2(ready.num_tiles), **DRAW_OPTIONS,
     )  # fmt: skip
     logits = torch.empty((num_rows, ready.vocabulary), dtype=torch.float32, device=device)  # written for redone rows alone
     _redo_logits_kernel[ready.grid](

@@ -14,26 +14,22 @@ import triton.language as tl
 from spct_kernels.sample_reference import MIN_P_SLACK, TOP_P_SLACK
 from spct_kernels.triton_common import device, kernel
 from spct_kernels.triton_philox import gumbel_of, random_bits_of
-from spct_kernels.triton_sample_head import (
+from spct_kernels.triton_sample_tile import (
     BEST,
     BEST_ID,
     BINS,
     BINS_PER_NAT,
     COUNT_SHIFT,
     ID_1,
-    ID_2,
     LOGIT_1,
-    LOGIT_2,
     LOWEST,
     MASS_UNITS,
     MAXIMUM,
+    NO_ID,
     ONE_TOKEN,
     SUM,
     bin_of,
-    drawable_of,
     inverse_temperature,
-    logit_tile,
-    soft_capped,
     upper_edge_of,
 )
 
@@ -44,9 +40,6 @@ NUM_COUNTERS = 2
 _MARGIN = tl.constexpr(8e-6)
 _TOP_P_SLACK = tl.constexpr(TOP_P_SLACK)
 _MIN_P_SLACK = tl.constexpr(MIN_P_SLACK)
-_NO_ID = tl.constexpr(0x7FFFFFFF)
-_SEARCH_ROUNDS = tl.constexpr(8)
-_LEAST_KEY = tl.constexpr(-(2**31))
 
 
 @device
@@ -60,14 +53,15 @@ def above_min_p(logit: tl.tensor, best: tl.tensor, temperature: tl.tensor, min_p
 
 @device
 def certain_bins(
-    histogram_ptr: tl.tensor, row: tl.tensor, best: tl.tensor, cooling: tl.tensor, top_k: tl.tensor, top_p: tl.tensor
+    histogram_ptr: tl.tensor, rows: tl.tensor, cut: tl.tensor, best: tl.tensor, cooling: tl.tensor, top_k: tl.tensor, top_p: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor]:
-    """(lowest bin that top-k and top-p certainly keep, highest bin that one of them certainly drops).
+    """Per row (lowest bin that top-k and top-p certainly keep, highest bin that one of them certainly drops).
 
     Sums run from the best bin down and carry their errors: units of the fixed-point masses, and _MARGIN for exp and fp32 sums.
+    Everything but `histogram_ptr` is [rows, 1].
     """
-    bins = tl.arange(0, BINS)
-    token = tl.load(histogram_ptr + row.to(tl.int64) * BINS + bins)
+    bins = tl.arange(0, BINS)[None, :]
+    token = tl.load(histogram_ptr + rows.to(tl.int64) * BINS + bins, mask=cut & (bins >= 0), other=0)
     count = (token >> COUNT_SHIFT).to(tl.int32)
     units = (token & (ONE_TOKEN - 1)).to(tl.float32)
     edge = tl.exp(tl.minimum((upper_edge_of(bins) - best) * cooling, 60.0))
@@ -76,36 +70,29 @@ def certain_bins(
     number = count.to(tl.float32)
     low = tl.maximum((units - number) * unit, number * least) * (1.0 - _MARGIN)
     high = tl.minimum((units + 2.0 * number) * unit, number * edge) * (1.0 + _MARGIN)
-    filled = count > 0
 
-    place = tl.cumsum(count, axis=0, reverse=True)
-    limit = tl.where(top_k > 0, top_k, _NO_ID)
+    place = tl.cumsum(count, axis=1, reverse=True)
+    limit = tl.where(top_k > 0, top_k, NO_ID)
     kept = place <= limit
     dropped = place - count >= limit
     rest = tl.where(kept | dropped, 0, limit - (place - count)).to(tl.float32)
-    total_low = tl.sum(tl.where(kept, low, rest * least), axis=0)
-    total_high = tl.sum(tl.where(kept, high, rest * edge), axis=0)
+    total_low = tl.sum(tl.where(kept, low, rest * least), axis=1, keep_dims=True)
+    total_high = tl.sum(tl.where(kept, high, rest * edge), axis=1, keep_dims=True)
 
-    to_here_low = tl.cumsum(low, axis=0, reverse=True)
-    to_here_high = tl.cumsum(high, axis=0, reverse=True)
+    to_here_low = tl.cumsum(low, axis=1, reverse=True)
+    to_here_high = tl.cumsum(high, axis=1, reverse=True)
     fraction = top_p * (1.0 - _TOP_P_SLACK)
     sure = tl.where(top_p < 1.0, total_low * fraction * (1.0 - _MARGIN), 3e38)
     possible = tl.where(top_p < 1.0, total_high * fraction * (1.0 + _MARGIN), 3e38)
-    # the last token of a bin has everything else of the bin before it, its first one only what is above the bin
+    # before the last token of a bin stands everything else of the bin, before its first one only what is above the bin
     in_nucleus = (to_here_high - least) * (1.0 + _MARGIN) < sure
     past_nucleus = (to_here_low - low * (1.0 + _MARGIN)) - to_here_low * _MARGIN >= possible
     kept &= in_nucleus
     dropped |= past_nucleus & (place > count)
-    # a bin that is open closes everything below it to certain keeping, although the bounds are looser there
-    lowest_kept = tl.max(tl.where(filled & ~kept, bins, -1), axis=0) + 1
-    highest_dropped = tl.max(tl.where(filled & dropped, bins, -1), axis=0)
-    return lowest_kept, highest_dropped
-
-
-@device
-def tile_field(base_ptr: tl.tensor, field: tl.tensor, at: tl.tensor, stride: tl.tensor, mask: tl.tensor, other: tl.tensor) -> tl.tensor:
-    """One field of every tile of a row."""
-    return tl.load(base_ptr + field * stride + at, mask=mask, other=other)
+    lowest_kept = tl.max(tl.where((count > 0) & ~kept, bins, -1), axis=1, keep_dims=True) + 1
+    highest_dropped = tl.max(tl.where((count > 0) & dropped, bins, -1), axis=1, keep_dims=True)
+    beyond = best >= -LOWEST - 1.0 / BINS_PER_NAT  # past the grid nothing is certain but the best token
+    return tl.where(beyond, BINS, lowest_kept), tl.where(beyond, -1, highest_dropped)
 
 
 @device
@@ -117,12 +104,11 @@ def noisy_value(
     valid: tl.tensor,
     seed: tl.tensor,
     position: tl.tensor,
-    random: tl.tensor,
+    temperature: tl.tensor,
 ) -> tl.tensor:
     """(logit - best) / temperature + noise of single tokens; -inf where there is none."""
     value = tl.where(valid, (tl.where(valid, logit, best) - best) * cooling, float("-inf"))
-    noise = gumbel_of(random_bits_of(ids, seed + tl.zeros_like(ids).to(tl.int64), position + tl.zeros_like(ids).to(tl.int64)))
-    return value + tl.where(random, noise, 0.0)
+    return value + tl.where(temperature > 0.0, gumbel_of(random_bits_of(ids, seed, position)), 0.0)
 
 
 @kernel("num_rows")
@@ -144,245 +130,71 @@ def _decide_kernel(
     num_rows: tl.tensor,
     num_tiles: tl.tensor,
     FORCE_REDO: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One row. BLOCK >= num_tiles, so that the order of the sums is fixed by the vocabulary."""
-    row = tl.program_id(0)
-    tile = tl.arange(0, BLOCK)
-    there = tile < num_tiles
-    at = row.to(tl.int64) * num_tiles + tile
+    """ROWS rows (one, but for the interpreter). BLOCK >= num_tiles, so that the order of the sums is fixed by the vocabulary."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    there = row < num_rows
+    rows = row[:, None]
+    tile = tl.arange(0, BLOCK)[None, :]
+    inside = there[:, None] & (tile < num_tiles)
     stride = num_rows.to(tl.int64) * num_tiles
-    maximum = tile_field(floats_ptr, MAXIMUM, at, stride, there, float("-inf"))
-    highest = tl.max(maximum, axis=0)
-    share = tl.exp(maximum - tl.where(highest == float("-inf"), 0.0, highest))
-    normaliser = highest + tl.log(tl.sum(tile_field(floats_ptr, SUM, at, stride, there, 0.0) * share, axis=0))
-    bests = tile_field(floats_ptr, BEST, at, stride, there, float("-inf"))
-    best = tl.max(bests, axis=0)
-    best_ids = tile_field(ids_ptr, BEST_ID, at, stride, there, -1)
-    best_id = tl.min(tl.where((bests == best) & (best_ids >= 0), best_ids, _NO_ID), axis=0)
+    at = rows.to(tl.int64) * num_tiles + tile
+    maximum = tl.load(floats_ptr + MAXIMUM * stride + at, mask=inside, other=float("-inf"))
+    highest = tl.max(maximum, axis=1)
+    share = tl.exp(maximum - tl.where(highest == float("-inf"), 0.0, highest)[:, None])
+    sums = tl.load(floats_ptr + SUM * stride + at, mask=inside, other=0.0)
+    normaliser = highest + tl.log(tl.sum(sums * share, axis=1))
+    bests = tl.load(floats_ptr + BEST * stride + at, mask=inside, other=float("-inf"))
+    best = tl.max(bests, axis=1)[:, None]
+    best_ids = tl.load(ids_ptr + BEST_ID * stride + at, mask=inside, other=-1)
+    best_id = tl.min(tl.where((bests == best) & (best_ids >= 0), best_ids, NO_ID), axis=1)[:, None]
 
-    temperature = tl.load(temperature_ptr + row)
-    top_k = tl.load(top_k_ptr + row)
-    top_p = tl.load(top_p_ptr + row)
-    min_p = tl.load(min_p_ptr + row)
-    seed = tl.load(seed_ptr + row)
-    position = tl.load(position_ptr + row)
-    random = temperature > 0.0
+    temperature = tl.load(temperature_ptr + row, mask=there, other=0.0)[:, None]
+    top_k = tl.load(top_k_ptr + row, mask=there, other=0)[:, None]
+    top_p = tl.load(top_p_ptr + row, mask=there, other=1.0)[:, None]
+    min_p = tl.load(min_p_ptr + row, mask=there, other=0.0)[:, None]
     cooling = inverse_temperature(temperature)
-    cut = random & ((top_k > 0) | (top_p < 1.0))
-    truncated = cut | (random & (min_p > 0.0))
-    lowest_kept = tl.full([], 0, tl.int32)
-    highest_dropped = tl.full([], -1, tl.int32)
-    if cut:
-        lowest_kept, highest_dropped = certain_bins(histogram_ptr, row, best, cooling, top_k, top_p)
-        beyond = best >= -LOWEST - 1.0 / BINS_PER_NAT  # past the grid nothing is certain but the best token
-        lowest_kept = tl.where(beyond, BINS, lowest_kept)
-        highest_dropped = tl.where(beyond, -1, highest_dropped)
+    cut = (temperature > 0.0) & ((top_k > 0) | (top_p < 1.0))
+    truncated = cut | ((temperature > 0.0) & (min_p > 0.0))
+    lowest_kept = tl.zeros([ROWS, 1], tl.int32)
+    highest_dropped = tl.full([ROWS, 1], -1, tl.int32)
+    if tl.max(tl.max(cut.to(tl.int32), axis=1), axis=0) > 0:
+        lowest, highest_out = certain_bins(histogram_ptr, rows, cut, best, cooling, top_k, top_p)
+        lowest_kept = tl.where(cut, lowest, 0)
+        highest_dropped = tl.where(cut, highest_out, -1)
 
-    logit_1 = tile_field(floats_ptr, LOGIT_1, at, stride, there, float("-inf"))
-    logit_2 = tile_field(floats_ptr, LOGIT_2, at, stride, there, float("-inf"))
-    id_1 = tile_field(ids_ptr, ID_1, at, stride, there, -1)
-    id_2 = tile_field(ids_ptr, ID_2, at, stride, there, -1)
-    value_1 = noisy_value(logit_1, best, cooling, id_1, id_1 >= 0, seed, position, random)
-    value_2 = noisy_value(logit_2, best, cooling, id_2, id_2 >= 0, seed, position, random)
-    large_1 = above_min_p(logit_1, best, temperature, min_p)
-    large_2 = above_min_p(logit_2, best, temperature, min_p)
-    out_1 = (id_1 != best_id) & (~large_1 | (bin_of(logit_1) <= highest_dropped))
-    out_2 = (id_2 != best_id) & (~large_2 | (bin_of(logit_2) <= highest_dropped))
-    open_1 = (id_1 != best_id) & (bin_of(logit_1) < lowest_kept)
-    open_2 = (id_2 != best_id) & (bin_of(logit_2) < lowest_kept)
-    left_1 = tl.where(out_1, float("-inf"), value_1)
-    left_2 = tl.where(out_2, float("-inf"), value_2)
-    winning = tl.max(tl.maximum(left_1, left_2), axis=0)
-    token_1 = tl.where((left_1 == winning) & (id_1 >= 0), id_1, _NO_ID)
-    token_2 = tl.where((left_2 == winning) & (id_2 >= 0), id_2, _NO_ID)
-    token = tl.min(tl.minimum(token_1, token_2), axis=0)
-    unseen = there & out_1 & out_2 & (id_2 >= 0) & (value_2 >= winning)
-    doubtful = unseen | (open_1 & (id_1 == token)) | (open_2 & (id_2 == token))
-    certain = tl.max(doubtful.to(tl.int32), axis=0) == 0
+    entry = tl.arange(0, 2 * BLOCK)[None, :]  # the first of every tile, then the second of every tile
+    inside = there[:, None] & (entry % BLOCK < num_tiles)
+    at = (entry // BLOCK) * stride + rows.to(tl.int64) * num_tiles + entry % BLOCK
+    logit = tl.load(floats_ptr + LOGIT_1 * stride + at, mask=inside, other=float("-inf"))
+    ids = tl.load(ids_ptr + ID_1 * stride + at, mask=inside, other=-1)
+    seed = tl.load(seed_ptr + row, mask=there, other=0)[:, None]
+    position = tl.load(position_ptr + row, mask=there, other=0)[:, None]
+    value = noisy_value(logit, best, cooling, ids, ids >= 0, seed, position, temperature)
+    bins = bin_of(logit)
+    out = (ids != best_id) & (~above_min_p(logit, best, temperature, min_p) | (bins <= highest_dropped))
+    left = tl.where(out, float("-inf"), value)
+    winning = tl.max(left, axis=1)[:, None]
+    token = tl.min(tl.where((left == winning) & (ids >= 0), ids, NO_ID), axis=1)[:, None]
+    chosen = tl.max(tl.where(ids == token, logit, float("-inf")), axis=1)
+    open_winner = (ids == token) & (ids != best_id) & (bins < lowest_kept)
+    # a tile whose two tokens are out may hide a better one below the worse of them
+    ceiling = tl.min(tl.reshape(tl.where(out & (ids >= 0), value, float("-inf")), [ROWS, 2, BLOCK]), axis=1)
+    worst = tl.max(ceiling, axis=1)[:, None]
+    certain = (tl.max(open_winner.to(tl.int32), axis=1)[:, None] == 0) & ((worst < winning) | (worst == float("-inf")))
     if FORCE_REDO:
         certain = ~truncated
-    chosen = tl.max(tl.maximum(tl.where(id_1 == token, logit_1, float("-inf")), tl.where(id_2 == token, logit_2, float("-inf"))), axis=0)
 
-    valid = (normaliser == normaliser) & (best > float("-inf"))
-    tl.store(token_ptr + row, tl.where(valid, tl.where(certain, token, UNCERTIFIED), -1).to(tl.int64))
-    tl.store(logprob_ptr + row, tl.where(valid, chosen - normaliser, float("nan")))
-    tl.store(best_ptr + row, best)
-    tl.store(normaliser_ptr + row, normaliser)
-    if truncated & valid:
-        tl.atomic_add(counters_ptr, 1, sem="relaxed")
-        if ~certain:
-            tl.atomic_add(counters_ptr + 1, 1, sem="relaxed")
-
-
-@kernel("num_rows")
-def _redo_logits_kernel(
-    parts_ptr: tl.tensor,
-    scale_ptr: tl.tensor,
-    head_ptr: tl.tensor,
-    allowed_ptr: tl.tensor,
-    banned_ptr: tl.tensor,
-    offsets_ptr: tl.tensor,
-    token_ptr: tl.tensor,
-    logits_ptr: tl.tensor,
-    num_rows: tl.tensor,
-    vocabulary: tl.tensor,
-    head_stride: tl.tensor,
-    words: tl.tensor,
-    softcap: tl.tensor,
-    HAS_SOFTCAP: tl.constexpr,
-    WIDTH: tl.constexpr,
-    HAS_ALLOWED: tl.constexpr,
-    HAS_BANNED: tl.constexpr,
-    PARTS: tl.constexpr,
-    PANEL: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-) -> None:
-    """A tile of logits, -inf where not drawable, of the rows without a certificate; without such a row it leaves at once."""
-    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    redone = tl.load(token_ptr + rows, mask=rows < num_rows, other=-1) == UNCERTIFIED
-    if tl.max(redone.to(tl.int32), axis=0) > 0:
-        ids = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-        row_mask = rows < num_rows
-        id_mask = ids < vocabulary
-        products = logit_tile(parts_ptr, head_ptr, rows, row_mask, ids, id_mask, num_rows, head_stride, WIDTH, PARTS, PANEL, BLOCK_E)
-        logit = tl.trans(products) * tl.load(scale_ptr + rows, mask=row_mask, other=0.0)[:, None]
-        if HAS_SOFTCAP:
-            logit = soft_capped(logit, softcap)
-        inside, drawable = drawable_of(allowed_ptr, banned_ptr, offsets_ptr, rows, row_mask, ids, id_mask, words, HAS_ALLOWED, HAS_BANNED)
-        at = rows.to(tl.int64)[:, None] * vocabulary + ids[None, :]
-        tl.store(logits_ptr + at, tl.where(inside & drawable, logit, float("-inf")), mask=redone[:, None] & id_mask[None, :])
-
-
-@device
-def key_of(logit: tl.tensor) -> tl.tensor:
-    """int64 keys in the order of the logits; 0.0 and -0.0 have the same."""
-    bits = (logit + 0.0).to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-
-
-@device
-def weights_of(
-    row_ptr: tl.tensor, ids: tl.tensor, best: tl.tensor, cooling: tl.tensor, VOCABULARY: tl.constexpr, BY_MASS: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor]:
-    """(keys, weights) of some tokens: their mass relative to the best token's, or 1; 0 for what can't be drawn."""
-    logit = tl.load(row_ptr + ids, mask=ids < VOCABULARY, other=float("-inf"))
-    there = logit > float("-inf")
-    if BY_MASS:
-        weight = tl.where(there, tl.exp((tl.where(there, logit, best) - best) * cooling), 0.0)
-    else:
-        weight = there.to(tl.float32)
-    return key_of(logit), weight
-
-
-@device
-def weight_above(
-    row_ptr: tl.tensor,
-    best: tl.tensor,
-    cooling: tl.tensor,
-    key: tl.tensor,
-    VOCABULARY: tl.constexpr,
-    BY_MASS: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """(weight of the tokens above a key, weight of those at it) in fp64."""
-    above = tl.full([], 0.0, tl.float64)
-    equal = tl.full([], 0.0, tl.float64)
-    for start in range(0, VOCABULARY, BLOCK):
-        keys, weight = weights_of(row_ptr, start + tl.arange(0, BLOCK), best, cooling, VOCABULARY, BY_MASS)
-        above += tl.sum(tl.where(keys > key, weight, 0.0), axis=0).to(tl.float64)
-        equal += tl.sum(tl.where(keys == key, weight, 0.0), axis=0).to(tl.float64)
-    return above, equal
-
-
-@device
-def last_key(
-    row_ptr: tl.tensor,
-    best: tl.tensor,
-    cooling: tl.tensor,
-    limit: tl.tensor,
-    VOCABULARY: tl.constexpr,
-    BY_MASS: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> tl.tensor:
-    """The smallest key above which there is less weight than `limit`: four of its bits a pass."""
-    key = tl.full([], _LEAST_KEY, tl.int64)
-    step = tl.full([], 1 << 28, tl.int64)
-    for _ in range(_SEARCH_ROUNDS):
-        thresholds = key + (tl.arange(0, 16).to(tl.int64) + 1) * step - 1
-        weight_at = tl.zeros([16], tl.float64)
-        for start in range(0, VOCABULARY, BLOCK):
-            keys, weight = weights_of(row_ptr, start + tl.arange(0, BLOCK), best, cooling, VOCABULARY, BY_MASS)
-            weight_at += tl.sum(tl.where(keys[:, None] > thresholds[None, :], weight[:, None], 0.0), axis=0).to(tl.float64)
-        reached = (weight_at >= limit) & (tl.arange(0, 16) < 15)
-        key += tl.sum(reached.to(tl.int64), axis=0) * step
-        step = step // 16
-    return key
-
-
-@kernel()
-def _redo_draw_kernel(
-    logits_ptr: tl.tensor,
-    temperature_ptr: tl.tensor,
-    top_k_ptr: tl.tensor,
-    top_p_ptr: tl.tensor,
-    min_p_ptr: tl.tensor,
-    seed_ptr: tl.tensor,
-    position_ptr: tl.tensor,
-    token_ptr: tl.tensor,
-    logprob_ptr: tl.tensor,
-    best_ptr: tl.tensor,
-    normaliser_ptr: tl.tensor,
-    VOCABULARY: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
-    """One row without a certificate: the last key that is kept, how many of its equals, and the best noisy token among these."""
-    row = tl.program_id(0)
-    if tl.load(token_ptr + row) == UNCERTIFIED:
-        row_ptr = logits_ptr + row.to(tl.int64) * VOCABULARY
-        best = tl.load(best_ptr + row)
-        temperature = tl.load(temperature_ptr + row)
-        cooling = inverse_temperature(temperature)
-        top_k = tl.load(top_k_ptr + row)
-        top_p = tl.load(top_p_ptr + row)
-        min_p = tl.load(min_p_ptr + row)
-        limit = tl.where(top_k > 0, top_k, _NO_ID).to(tl.float64)
-        key = last_key(row_ptr, best, cooling, limit, VOCABULARY, False, BLOCK)
-        above, equal = weight_above(row_ptr, best, cooling, key, VOCABULARY, False, BLOCK)
-        equals = tl.minimum(limit - above, equal)
-        if top_p < 1.0:
-            mass_above, mass_equal = weight_above(row_ptr, best, cooling, key, VOCABULARY, True, BLOCK)
-            each = mass_equal / tl.maximum(equal, 1.0)
-            fraction = top_p.to(tl.float64) * (1.0 - _TOP_P_SLACK)
-            mass = tl.maximum((mass_above + equals * each) * fraction, 1e-30)  # the best token stays at top_p = 0
-            nucleus = last_key(row_ptr, best, cooling, mass, VOCABULARY, True, BLOCK)
-            if nucleus >= key:
-                mass_above, mass_equal = weight_above(row_ptr, best, cooling, nucleus, VOCABULARY, True, BLOCK)
-                above, equal = weight_above(row_ptr, best, cooling, nucleus, VOCABULARY, False, BLOCK)
-                each = tl.maximum(mass_equal / tl.maximum(equal, 1.0), 1e-300)
-                wanted = tl.maximum(tl.ceil((mass - mass_above) / each), 1.0)
-                equals = tl.where(nucleus == key, tl.minimum(equals, wanted), wanted)
-                key = nucleus
-        seed = tl.load(seed_ptr + row)
-        position = tl.load(position_ptr + row)
-        winning = tl.full([], float("-inf"), tl.float32)
-        token = tl.full([], -1, tl.int32)
-        passed = tl.full([], 0, tl.int32)
-        for start in range(0, VOCABULARY, BLOCK):
-            ids = start + tl.arange(0, BLOCK)
-            logit = tl.load(row_ptr + ids, mask=ids < VOCABULARY, other=float("-inf"))
-            keys = key_of(logit)
-            there = logit > float("-inf")
-            same = ((keys == key) & there).to(tl.int32)
-            place = passed + tl.cumsum(same, axis=0) - same
-            kept = there & ((keys > key) | ((same == 1) & (place < equals))) & above_min_p(logit, best, temperature, min_p)
-            value = noisy_value(logit, best, cooling, ids, kept, seed, position, True)
-            largest = tl.max(value, axis=0)
-            lowest = tl.min(tl.where(value == largest, ids, _NO_ID), axis=0)
-            token = tl.where(largest > winning, lowest, token)
-            winning = tl.maximum(largest, winning)
-            passed += tl.sum(same, axis=0)
-        tl.store(token_ptr + row, token.to(tl.int64))
-        tl.store(logprob_ptr + row, tl.load(row_ptr + token) - tl.load(normaliser_ptr + row))
+    normal = normaliser[:, None]
+    valid = (normal == normal) & (best > float("-inf"))
+    drawn = tl.where(valid, tl.where(certain, token, UNCERTIFIED), -1).to(tl.int64)
+    tl.store(token_ptr + rows, drawn, mask=there[:, None])
+    tl.store(logprob_ptr + rows, tl.where(valid, chosen[:, None] - normal, float("nan")), mask=there[:, None])
+    tl.store(best_ptr + rows, best, mask=there[:, None])
+    tl.store(normaliser_ptr + rows, normal, mask=there[:, None])
+    counted = truncated & valid & there[:, None]
+    one = tl.full([ROWS, 1], 1, tl.int64)
+    tl.atomic_add(counters_ptr + rows * 0, one, mask=counted, sem="relaxed")
+    tl.atomic_add(counters_ptr + 1 + rows * 0, one, mask=counted & ~certain, sem="relaxed")

@@ -12,12 +12,15 @@ from spct_kernels.triton_common import COMPILE
 
 ROW_BLOCK = 1024
 REDO_BLOCK = 1024
+ROWS_INTERPRETED = 16
+"""Rows that one program decides under the interpreter, where an operation's time hardly depends on its length; a GPU takes one."""
 
 NORM_OPTIONS: dict[str, Any] = {"num_warps": 4, "num_stages": 1} | COMPILE
 DRAW_OPTIONS: dict[str, Any] = {"num_warps": 8, "num_stages": 1} | COMPILE
 
-# 64 rows at 16 bits: up to there a head is bound by its bytes also with two parts a number (256 FLOP/B of an H100's 295).
-HEAD_16: dict[str, Any] = {"BLOCK_T": 64, "BLOCK_V": 128, "BLOCK_E": 64, "num_warps": 8, "num_stages": 3} | COMPILE
+# More rows in a tile spill: what an id and a row leave behind takes some 20 registers at 16 numbers a thread. Tiles of other rows
+# and the same ids run side by side and find the weights in L2.
+HEAD_16: dict[str, Any] = {"BLOCK_T": 32, "BLOCK_V": 128, "BLOCK_E": 64, "num_warps": 8, "num_stages": 3} | COMPILE
 HEAD_32: dict[str, Any] = {"BLOCK_T": 32, "BLOCK_V": 128, "BLOCK_E": 32, "num_warps": 8, "num_stages": 3} | COMPILE
 
 HEAD_16_ON: dict[str, dict[str, Any]] = {"sm_120": {"num_stages": 2}, "gfx942": {"num_stages": 2, "BLOCK_E": 32}}

@@ -52,13 +52,16 @@ def add_sft_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--tokens", type=int, metavar="N", help="stop resumably after so many tokens")
     learning = parser.add_argument_group("learning")
     learning.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and the data (default 0)")
-    learning.add_argument("--lr", type=float, default=3e-3, metavar="R", help="highest learning rate (default 3e-3)")
+    learning.add_argument("--lr", type=float, default=1.5e-3, metavar="R", help="highest learning rate (default 1.5e-3)")
     learning.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="default: muon for the layers' matrices")
+    learning.add_argument(
+        "--domains", nargs="+", default=(), metavar="D", help="domains in turn; name one twice for a larger share (default: all)"
+    )
     learning.add_argument("--prompts", type=int, default=8, metavar="N", help="prompts per step (default 8)")
     learning.add_argument("--group", type=int, default=4, metavar="G", help="demonstrations under each prompt (default 4)")
-    learning.add_argument("--easy-steps", type=int, default=400, metavar="N", help="steps with two responses at most (default 400)")
+    learning.add_argument("--easy-steps", type=int, default=250, metavar="N", help="steps with two responses at most (default 250)")
     learning.add_argument(
-        "--small-steps", type=int, default=300, metavar="N", help="steps of small warm-up prompts for a fresh model (default 300)"
+        "--small-steps", type=int, default=700, metavar="N", help="steps of small warm-up prompts for a fresh model (default 700)"
     )
     learning.add_argument(
         "--mixed-steps",

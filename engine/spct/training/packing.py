@@ -65,12 +65,14 @@ def draw_batches(
     group: int,
     micro_batches: int,
     max_responses: int = 4,
+    domains: Sequence[str] = (),
 ) -> list[Packed]:
     """Draw the batches of one step, a function of (split, seed, step) alone; rows of like length share a batch."""
     examples = []
+    turns = tuple(domains) or tuple(DOMAINS)
     for i in range(num_prompts):
         index = step * num_prompts + i
-        item = draw_item(split, seed, index, domain=tuple(DOMAINS)[index % len(DOMAINS)], max_responses=max_responses)
+        item = draw_item(split, seed, index, domain=turns[index % len(turns)], max_responses=max_responses)
         examples.append(example_tokens(prompt, item, group, Random(f"demonstrations/{split}/{seed}/{index}")))
     examples.sort(key=lambda e: len(e[0]) + group * max(map(len, e[1])))
     size = -(-num_prompts // micro_batches)

@@ -27,7 +27,7 @@ from spct.training.packed_model import ATTENTION, packed_loss
 from spct.training.packing import Packed, draw_batches, draw_warm_ups
 from spct.training.progress import Progress
 
-STATE_FILE = "training_state.pt"
+STATE_FILE = "training_state.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class SftConfig:
     steps         length of the run, of which `warmup` and `decay` change the learning rate
     time_limit    seconds after which the run stops resumably; None: never
     tokens        tokens after which the run stops likewise; None: never
+    domains       the domains in turn, some of them more than once for a larger share; (): all alike
     prompts       prompts per step, `group` demonstrations under each, in `micro_batches` batches by `workers` threads
     easy_steps    steps after these that show two responses at most
     small_steps   steps at the very start with small warm-up prompts that grow (a fresh model's only)
@@ -62,15 +63,16 @@ class SftConfig:
     time_limit: float | None = None
     tokens: int | None = None
     seed: int = 0
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     weight_decay: float = 0.01
     optimizer: str = "muon"
-    prompts: int = 16
+    domains: tuple[str, ...] = ()
+    prompts: int = 8
     group: int = 4
     micro_batches: int = 4
     workers: int = 2
-    easy_steps: int = 400
-    small_steps: int = 300
+    easy_steps: int = 250
+    small_steps: int = 700
     mixed_steps: int = 250
     prompt_weight: float = 0.1
     bf16: bool = True
@@ -182,9 +184,9 @@ def _draw(config: SftConfig, prompt: JudgePrompt, step: int) -> list[Packed]:
     done = step - small
     most = 2 if done < config.easy_steps else 4
     if done >= config.mixed_steps or config.prompts < 2:
-        return draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, **shape)
+        return draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, domains=config.domains, **shape)
     half = {**shape, "num_prompts": config.prompts // 2, "micro_batches": max(1, config.micro_batches // 2)}
-    real = draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, **half)
+    real = draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, domains=config.domains, **half)
     return real + draw_warm_ups(prompt, seed=config.seed, step=step, progress=1.0, **half)
 
 

@@ -13,7 +13,7 @@ from spct.training.sft import SftConfig, SftResult, run
 
 _COPIED = (
     "output", "model", "tokenizer", "template", "steps", "warmup", "decay", "time_limit", "tokens", "seed", "lr", "optimizer",
-    "prompts", "group", "easy_steps", "small_steps", "mixed_steps", "workers", "micro_batches", "save_every",
+    "domains", "prompts", "group", "easy_steps", "small_steps", "mixed_steps", "workers", "micro_batches", "save_every",
 )  # fmt: skip
 
 
@@ -22,7 +22,9 @@ def main(args: argparse.Namespace) -> int:
 
     Raises: ConfigError, CheckpointError as `run` does.
     """
-    config = SftConfig(**{name: getattr(args, name) for name in _COPIED}, bf16=not args.fp32)
+    config = SftConfig(
+        **{name: getattr(args, name) for name in _COPIED if name != "domains"}, domains=tuple(args.domains), bf16=not args.fp32
+    )
     result: SftResult = run(config)
     state = "finished" if result.finished else "stopped, resumable with the same command"
     print(f"spct: {state} at step {result.step} of {config.steps}, loss {result.loss:.4f} per token; {config.output}", file=sys.stderr)

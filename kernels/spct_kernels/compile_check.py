@@ -1,0 +1,211 @@
+"""Compiles every Triton kernel for every target, without a GPU: `python -m spct_kernels.compile_check [--json]`.
+
+Rows come from the `specialisations()` of the modules `spct_kernels.triton_*`: what an engine launches in practice. A row misses if
+it spills registers, takes more shared memory than the device has, lacks the tensor-core instruction that is meant, or does not
+compile. Exit status: 0, 1 on a miss, 2 on bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import importlib
+import json
+import multiprocessing
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import spct_kernels
+from spct_kernels.errors import BackendError
+from spct_kernels.specialisation import SHARED_BYTES, TARGETS, Specialisation
+
+NUM_WORKERS = 2
+
+_CUDA_MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
+_HIP_MMA = re.compile(r"\bv_mfma_")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of one kernel, target and specialisation.
+
+    registers     per thread (on gfx942 vector registers)
+    spills        bytes of local memory per thread (on gfx942 spilled registers)
+    shared_bytes  per program
+    mma           the tensor-core instruction found: "mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma"; "" without one
+    ok            nothing misses; else `error` says what
+    """
+
+    kernel: str
+    target: str
+    specialisation: str
+    registers: int
+    spills: int
+    shared_bytes: int
+    mma: str
+    seconds: float
+    ok: bool
+    error: str = ""
+
+
+def modules() -> Iterator[str]:
+    """Names of the modules that may hold Triton kernels."""
+    for module in pkgutil.iter_modules(spct_kernels.__path__):
+        if module.name.startswith("triton_"):
+            yield f"spct_kernels.{module.name}"
+
+
+def all_specialisations() -> list[tuple[str, int, Specialisation]]:
+    """(module, index in its `specialisations()`, specialisation), of every module that has some."""
+    found = []
+    for name in modules():
+        list_them = getattr(importlib.import_module(name), "specialisations", None)
+        if list_them is not None:
+            found += [(name, index, one) for index, one in enumerate(list_them())]
+    return found
+
+
+def kernel_name(specialisation: Specialisation) -> str:
+    """The kernel's public name: "_head_kernel" is "head"."""
+    return str(specialisation.kernel.__name__).strip("_").removesuffix("_kernel")
+
+
+def gpu_target(name: str) -> GPUTarget:
+    """Triton's target of a name among TARGETS."""
+    return GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
+
+
+def compile_one(specialisation: Specialisation, target: str) -> Row:
+    """Compiles one row and looks at what came out.
+
+    Raises: whatever Triton raises where it can't compile the kernel.
+    """
+    constexprs, options = specialisation.on(target)
+    names = list(specialisation.kernel.arg_names)
+    signature = {name: "constexpr" if name in constexprs else specialisation.signature[name] for name in names}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in specialisation.divisible}
+    source = ASTSource(specialisation.kernel, signature, constexprs, attributes)
+    start = time.perf_counter()
+    compiled = triton.compile(source, target=gpu_target(target), options=options)
+    seconds = time.perf_counter() - start
+    shared = int(compiled.metadata.shared)
+    if target.startswith("gfx"):
+        registers, spills, mma = _look_at_hip(compiled.asm["amdgcn"])
+    else:
+        registers, spills = _resources(compiled.asm["cubin"])
+        found = _CUDA_MMA.search(compiled.asm["ptx"])
+        mma = found.group(1) if found else ""
+    misses = []
+    if spills:
+        misses.append(f"spills {spills}")
+    if shared > SHARED_BYTES[target]:
+        misses.append(f"{shared} B of shared memory of {SHARED_BYTES[target]}")
+    if specialisation.mma and not mma:
+        misses.append("no tensor-core instruction")
+    if specialisation.wgmma and target == "sm_90" and not mma.startswith("wgmma"):
+        misses.append(f"expected wgmma, found {mma or 'none'}")
+    name = kernel_name(specialisation)
+    return Row(name, target, specialisation.name, registers, spills, shared, mma, round(seconds, 2), not misses, ", ".join(misses))
+
+
+def check(rows: Sequence[tuple[str, int, str]]) -> Iterator[Row]:
+    """Compiles rows of (module, index of the specialisation, target) in NUM_WORKERS processes, in order."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(NUM_WORKERS, mp_context=context) as pool:
+        yield from pool.map(_work, rows)
+
+
+def _work(row: tuple[str, int, str]) -> Row:
+    """One row in a worker: an exception of Triton's, of whatever type, is that row's miss."""
+    module, index, target = row
+    specialisation = importlib.import_module(module).specialisations()[index]
+    try:
+        return compile_one(specialisation, target)
+    except Exception as error:  # the compiler raises its own, Python's and its backends' errors: all of them mean a miss
+        lines = str(error).strip().splitlines() or [""]
+        message = f"{type(error).__name__}: {lines[-1]}"[:300]
+        return Row(kernel_name(specialisation), target, specialisation.name, 0, 0, 0, "", 0.0, False, message)
+
+
+def _look_at_hip(assembly: str) -> tuple[int, int, str]:
+    """(vector registers, spilled registers, instruction) of AMD assembly."""
+
+    def number(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", assembly)
+        return int(found.group(1)) if found else 0
+
+    return number("vgpr_count"), number("vgpr_spill_count") + number("sgpr_spill_count"), "v_mfma" if _HIP_MMA.search(assembly) else ""
+
+
+def _resources(binary: bytes) -> tuple[int, int]:
+    """(registers, bytes of stack) of a cubin, by the cuobjdump that Triton brings along."""
+    from triton.backends import nvidia
+
+    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        text = subprocess.run([tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise BackendError(f"cuobjdump: expected a line REG:… STACK:…, got {text[-200:]!r}; use the one of Triton's wheel")
+    return int(found.group(1)), int(found.group(2))
+
+
+def _print_table(row: Row, header: bool) -> None:
+    if header:
+        print(f"{'kernel':22} {'target':7} {'specialisation':36} {'regs':>5} {'spills':>6} {'shared':>7} {'mma':16} {'s':>6}  ok")
+    print(
+        f"{row.kernel:22} {row.target:7} {row.specialisation:36} {row.registers:5} {row.spills:6} {row.shared_bytes:7} {row.mma:16} "
+        f"{row.seconds:6.2f}  {'ok' if row.ok else 'MISS ' + row.error}",
+        flush=True,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m spct_kernels.compile_check", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout: a list of rows")
+    parser.add_argument("--kernel", default="", help="only kernels whose name holds this")
+    parser.add_argument("--target", action="append", choices=TARGETS, help="only this target; may be repeated")
+    parser.add_argument("--only", default="", help="only specialisations whose name holds this")
+    options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        print("compile_check: TRITON_INTERPRET is set, so that nothing can be compiled; unset it", file=sys.stderr)
+        return 2
+    rows = [
+        (module, index, target)
+        for module, index, one in all_specialisations()
+        for target in options.target or TARGETS
+        if options.kernel in kernel_name(one) and options.only in one.name
+    ]
+    if not rows:
+        print("compile_check: no kernel and specialisation fits the options; drop --kernel or --only", file=sys.stderr)
+        return 2
+    done: list[Row] = []
+    for row in check(rows):
+        done.append(row)
+        if not options.json:
+            _print_table(row, len(done) == 1)
+    if options.json:
+        documents: list[dict[str, Any]] = [asdict(row) for row in done]
+        json.dump(documents, sys.stdout, indent=1)
+        print()
+    return 0 if all(row.ok for row in done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
