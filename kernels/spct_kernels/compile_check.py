@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -43,7 +44,7 @@ class Row:
     """What became of one kernel, target and specialisation.
 
     registers     per thread (on gfx942 vector registers)
-    spills        bytes of local memory per thread (on gfx942 spilled registers)
+    spills        bytes stored to local memory per thread (on gfx942 spilled vector registers)
     shared_bytes  per program
     mma           the tensor-core instruction found: "mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma"; "" without one
     ok            nothing misses; else `error` says what
@@ -105,7 +106,7 @@ def compile_one(specialisation: Specialisation, target: str) -> Row:
     if target.startswith("gfx"):
         registers, spills, mma = _look_at_hip(compiled.asm["amdgcn"])
     else:
-        registers, spills = _resources(compiled.asm["cubin"])
+        registers, spills = _resources(compiled.asm["cubin"], compiled.asm["ptx"])
         found = _CUDA_MMA.search(compiled.asm["ptx"])
         mma = found.group(1) if found else ""
     misses = []
@@ -141,28 +142,46 @@ def _work(row: tuple[str, int, str]) -> Row:
 
 
 def _look_at_hip(assembly: str) -> tuple[int, int, str]:
-    """(vector registers, spilled registers, instruction) of AMD assembly."""
+    """(vector registers, those spilled to memory, instruction) of AMD assembly; scalar registers spill to vector ones."""
 
     def number(name: str) -> int:
         found = re.search(rf"\.{name}:\s+(\d+)", assembly)
         return int(found.group(1)) if found else 0
 
-    return number("vgpr_count"), number("vgpr_spill_count") + number("sgpr_spill_count"), "v_mfma" if _HIP_MMA.search(assembly) else ""
+    return number("vgpr_count"), number("vgpr_spill_count"), "v_mfma" if _HIP_MMA.search(assembly) else ""
 
 
-def _resources(binary: bytes) -> tuple[int, int]:
-    """(registers, bytes of stack) of a cubin, by the cuobjdump that Triton brings along."""
-    from triton.backends import nvidia
+def _resources(binary: bytes, assembly: str) -> tuple[int, int]:
+    """(registers, spilled bytes) of a cubin, by the tools that Triton brings along.
 
-    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        text = subprocess.run([tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    Without a stack there is no spill; a stack may also belong to a called function, such as a division in fp64, so ptxas is asked.
+    """
+    tools = Path(nvidia.__file__).parent / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, ptx = Path(folder) / "kernel.cubin", Path(folder) / "kernel.ptx"
+        cubin.write_bytes(binary)
+        ptx.write_text(assembly)
+        found = _tool_says(r"REG:(\d+) STACK:(\d+)", tools / "cuobjdump", "--dump-resource-usage", cubin)
+        if int(found.group(2)) == 0:
+            return int(found.group(1)), 0
+        architecture = re.findall(r"^\.target (\w+)", assembly, re.MULTILINE)[0]
+        ptxas = tools / ("ptxas-blackwell" if architecture.startswith("sm_1") else "ptxas")
+        spilled = _tool_says(r"(\d+) bytes spill stores", ptxas, "-v", f"--gpu-name={architecture}", ptx, "-o", Path(folder) / "again")
+        return int(found.group(1)), int(spilled.group(1))
+
+
+def _tool_says(pattern: str, *command: str | Path) -> re.Match[str]:
+    """What a pattern finds in a tool's output.
+
+    Raises: BackendError if it finds nothing.
+    """
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    found = re.search(pattern, done.stdout + done.stderr)
     if found is None:
-        raise BackendError(f"cuobjdump: expected a line REG:… STACK:…, got {text[-200:]!r}; use the one of Triton's wheel")
-    return int(found.group(1)), int(found.group(2))
+        raise BackendError(
+            f"{command[0]}: expected {pattern!r}, got {(done.stdout + done.stderr)[-200:]!r}; use the tools of Triton's wheel"
+        )
+    return found
 
 
 def _print_table(row: Row, header: bool) -> None:

@@ -79,7 +79,7 @@ class AttentionPlan:
         self.num_nodes = 0
         self.num_slots = 0
         self._tree = (np.zeros((5, 1), dtype=np.int32), np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32))
-        self._work: dict[tuple[int, int], WorkList] = {}
+        self._work: dict[tuple[int, int, bool], WorkList] = {}
 
     @classmethod
     def build(
@@ -182,13 +182,13 @@ class AttentionPlan:
         for work in self._work.values():
             work.assign(*self._tree)
 
-    def work(self, block_keys: int, rows_per_tile: int) -> WorkList:
+    def work(self, block_keys: int, rows_per_tile: int, fold: bool = True) -> WorkList:
         """The work list of the Triton kernels for this shape of tiles: built when first asked for, then kept up by `assign`."""
-        work = self._work.get((block_keys, rows_per_tile))
+        work = self._work.get((block_keys, rows_per_tile, fold))
         if work is None:
-            work = WorkList(block_keys, rows_per_tile, self.max_rows, self.device)
+            work = WorkList(block_keys, rows_per_tile, self.max_rows, self.device, fold)
             work.assign(*self._tree)
-            self._work[(block_keys, rows_per_tile)] = work
+            self._work[(block_keys, rows_per_tile, fold)] = work
         return work
 
     def update(self, row_position: Integers) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from spct_kernels.plan import AttentionPlan
 from spct_kernels.triton_attention_merge import finish, fold, merge_kernel
-from spct_kernels.triton_attention_options import Shape, tile_options
-from spct_kernels.triton_common import COMPILE, INTERPRETED, check_runnable, device, dot, kernel, narrow, next_power_of_2, tanh
+from spct_kernels.triton_attention_options import Shape, compile_options, tile_options
+from spct_kernels.triton_common import COMPILE, INTERPRETED, check_runnable, device, dot, kernel, narrow, next_power_of_2, tanh, target
 
 _LOG2_E = 1.4426950408889634
 
@@ -259,7 +259,7 @@ def shared_prefix_attention(
         return out, lse
     shape = Shape(num_heads // num_kv_heads, key_dim, value_dim, q.dtype, k_cache.dtype)
     options = tile_options(shape, q.device)
-    work = plan.work(options.block_n, options.rows_per_tile(shape.group))
+    work = plan.work(options.block_n, options.rows_per_tile(shape.group), options.fold)
     partial = torch.empty((work.num_partials if work.merges else 0, num_heads, value_dim), dtype=torch.float32, device=q.device)
     partial_state = torch.empty((*partial.shape[:2], 2), dtype=torch.float32, device=q.device)
     layout: dict[str, Any] = {"VALUE_DIM": value_dim, "BLOCK_DV": next_power_of_2(value_dim)}
@@ -302,6 +302,7 @@ def shared_prefix_attention(
             BLOCK_D=next_power_of_2(key_dim),
             num_warps=options.num_warps,
             num_stages=options.num_stages,
+            **compile_options(target(q.device)),
             **layout,
             **COMPILE,
         )

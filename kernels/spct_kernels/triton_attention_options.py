@@ -32,12 +32,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class TileOptions:
-    """Rows times heads and keys of a tile, and how its kernel is launched."""
+    """Rows times heads and keys of a tile, how its kernel is launched, and whether a program may fold splits."""
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    fold: bool = True
 
     def rows_per_tile(self, group: int) -> int:
         """Rows of a program: all heads of a KV head side by side, as far as they fit."""
@@ -57,8 +58,15 @@ def options_on(shape: Shape, name: str) -> TileOptions:
     2400). On targets without it the small instruction's order does not depend on the rows, and 16 do.
     """
     largest = max(shape.key_dim, shape.value_dim)
+    # Folding keeps two states: with more than 128 value dimensions they do not fit the registers.
+    fold = shape.value_dim <= 128
     if shape.wide:
-        return TileOptions(16, 16 if largest > 128 else 32, 4, 1)
+        return TileOptions(16, 16 if largest > 128 else 32, 4, 1, fold)
     if name in ("sm_90", "sm_100", "cpu"):
-        return TileOptions(64, 64 if largest <= 64 else 32, 4 if largest <= 128 else 8, 3)
-    return TileOptions(16, 32, 4, 3 if largest <= 128 else 2)
+        return TileOptions(64, 64 if largest <= 64 else 32, 4 if largest <= 128 else 8, 3, fold)
+    return TileOptions(16, 32, 4, 3 if largest <= 128 else 2, fold)
+
+
+def compile_options(name: str) -> dict[str, int]:
+    """Launch options beside the tiles: where ptxas would spill a few registers to reach 128 or 168, it may use them all."""
+    return {"maxnreg": 255} if name.startswith("sm_") and name not in ("sm_90", "sm_100") else {}

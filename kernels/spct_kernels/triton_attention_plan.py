@@ -9,7 +9,7 @@ each group of rows below the boundary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -188,6 +188,8 @@ class _Builder:
 class WorkList:
     """The plan's work for one shape of tiles, in buffers on the plan's device that grow when a tree needs more.
 
+    fold: many rows of one node (a prefill) take all their splits in one program; otherwise a program a split, as in a decode.
+
     items       [max, 4]           a program each (times KV heads); segments, first row, rows; zeros past the last item
     segments    [max, 4]           one split for the item's rows
     steps       [max, 8]           one key tile for some of them
@@ -198,8 +200,9 @@ class WorkList:
     merges      some row has no partial result, or several
     """
 
-    def __init__(self, block_keys: int, rows_per_tile: int, max_rows: int, device: torch.device) -> None:
+    def __init__(self, block_keys: int, rows_per_tile: int, max_rows: int, device: torch.device, fold: bool = True) -> None:
         self.block_keys = block_keys
+        self.fold = fold
         self.rows_per_tile = rows_per_tile
         self.items = torch.zeros((0, ITEM_FIELDS), dtype=torch.int32, device=device)
         self.segments = torch.zeros((0, SEGMENT_FIELDS), dtype=torch.int32, device=device)
@@ -223,7 +226,7 @@ class WorkList:
         common: list[int] = []
         partials = 0
         for run, ends in zip(tree.runs, splits, strict=True):
-            many = run.end - run.begin > self.rows_per_tile
+            many = self.fold and run.end - run.begin > self.rows_per_tile
             count = min(len(ends), 1) if many else len(ends)
             row_splits[0, run.begin : run.end] = partials + count * np.arange(run.end - run.begin)
             row_splits[1, run.begin : run.end] = count
@@ -231,9 +234,10 @@ class WorkList:
             if many:
                 builder.whole_rows(run, bounds)
                 continue
-            neighbour = few and few[-1].end == run.begin
-            common.append(_leading(few[-1].tiles, run.tiles) if neighbour else 0)
-            few.append(run)
+            for begin in range(run.begin, run.end, self.rows_per_tile):
+                neighbour = few and few[-1].end == begin
+                common.append(_leading(few[-1].tiles, run.tiles) if neighbour else 0)
+                few.append(replace(run, begin=begin, end=min(begin + self.rows_per_tile, run.end)))
         for first, last in pairwise(bounds):
             builder.one_split(few, common, first, last)
         self.num_items, self.num_partials = len(builder.items), partials

@@ -9,7 +9,7 @@ import torch
 from spct_kernels.specialisation import TARGETS, Specialisation
 from spct_kernels.triton_attention import _attention_kernel
 from spct_kernels.triton_attention_merge import merge_kernel
-from spct_kernels.triton_attention_options import Shape, options_on
+from spct_kernels.triton_attention_options import Shape, compile_options, options_on
 from spct_kernels.triton_common import COMPILE, next_power_of_2
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "i8"}
@@ -46,6 +46,7 @@ def _attention(name: str, shape: Shape, kv_heads: int, **flags: Any) -> Speciali
             "BLOCK_N": options.block_n,
             "num_warps": options.num_warps,
             "num_stages": options.num_stages,
+            **compile_options(target),
         }
 
     per_target = {target: tiles(target) for target in TARGETS}
@@ -60,7 +61,7 @@ def _attention(name: str, shape: Shape, kv_heads: int, **flags: Any) -> Speciali
         "WIDE": shape.wide,
     }
     constants |= {"BLOCK_D": next_power_of_2(shape.key_dim), "BLOCK_DV": next_power_of_2(shape.value_dim)}
-    constants |= {name: value for name, value in per_target["sm_90"].items() if name not in ("num_warps", "num_stages")}
+    constants |= {name: value for name, value in per_target["sm_90"].items() if name not in ("num_warps", "num_stages", "maxnreg")}
     return Specialisation(
         _attention_kernel,
         name=name,
@@ -85,7 +86,8 @@ def specialisations() -> tuple[Specialisation, ...]:
         _attention("gemma 27B decode, window", Shape(2, 128, 128, _BF16, _BF16), 16, SOFTCAP=True, WINDOW=True, GUARD=True),
         _attention("gemma 27B prefill", Shape(2, 128, 128, _BF16, _BF16), 16, SOFTCAP=True, FOLD=True),
         _attention("1B decode", Shape(2, 64, 64, _FP16, _FP16), 4),
-        _attention("dim 256 mixed", Shape(2, 256, 256, _BF16, _BF16), 8, FOLD=True, GUARD=True),
+        _attention("dim 256 decode", Shape(2, 256, 256, _BF16, _BF16), 8),
+        _attention("dim 256 mixed", Shape(2, 256, 256, _BF16, _BF16), 8, GUARD=True),
         _attention("dim 80 decode", Shape(1, 80, 80, _FP16, _FP16), 32),
         _attention("int8 cache, scales a slot", Shape(4, 128, 128, _BF16, _INT8), 8, SCALED=2),
         _attention("fp32 mixed", Shape(3, 64, 64, _FP32, _FP32), 3, FOLD=True, GUARD=True),

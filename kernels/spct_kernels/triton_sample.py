@@ -59,7 +59,10 @@ class _PreparedHead:
 
 def certificate_counts(device: torch.device | str) -> tuple[int, int]:
     """(rows drawn under a truncation, those of them that had no certificate and were redone), since the start; waits for the device."""
-    counters = _counters.get(torch.device(device))
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    counters = _counters.get(device)
     if counters is None:
         return 0, 0
     drawn, redone = counters.tolist()

@@ -46,7 +46,7 @@ _MIN_P_SLACK = tl.constexpr(MIN_P_SLACK)
 def above_min_p(logit: tl.tensor, best: tl.tensor, temperature: tl.tensor, min_p: tl.tensor) -> tl.tensor:
     """Whether min-p keeps a logit; every token if min_p is 0 or the row greedy."""
     floor = tl.log(tl.where(min_p > 0.0, min_p, 1.0))
-    slack = tl.where(min_p < 1.0, _MIN_P_SLACK * tl.maximum(-floor, 1.0), 0.0)
+    slack = tl.where(min_p < 1.0, tl.maximum(-floor, 1.0) * _MIN_P_SLACK, 0.0)
     floor = tl.where((temperature > 0.0) & (min_p > 0.0), floor - slack, float("-inf"))
     return (logit - best) * inverse_temperature(temperature) >= floor
 
@@ -65,7 +65,7 @@ def certain_bins(
     count = (token >> COUNT_SHIFT).to(tl.int32)
     units = (token & (ONE_TOKEN - 1)).to(tl.float32)
     edge = tl.exp(tl.minimum((upper_edge_of(bins) - best) * cooling, 60.0))
-    least = tl.where(bins == 0, 0.0, edge * tl.exp(-(1.0 / BINS_PER_NAT + 1e-4) * cooling))
+    least = tl.where(bins == 0, 0.0, edge * tl.exp(cooling * (-1.0 / BINS_PER_NAT - 1e-4)))
     unit = edge * (1.0 / MASS_UNITS)
     number = count.to(tl.float32)
     low = tl.maximum((units - number) * unit, number * least) * (1.0 - _MARGIN)
@@ -141,14 +141,14 @@ def _decide_kernel(
     inside = there[:, None] & (tile < num_tiles)
     stride = num_rows.to(tl.int64) * num_tiles
     at = rows.to(tl.int64) * num_tiles + tile
-    maximum = tl.load(floats_ptr + MAXIMUM * stride + at, mask=inside, other=float("-inf"))
+    maximum = tl.load(floats_ptr + stride * MAXIMUM + at, mask=inside, other=float("-inf"))
     highest = tl.max(maximum, axis=1)
     share = tl.exp(maximum - tl.where(highest == float("-inf"), 0.0, highest)[:, None])
-    sums = tl.load(floats_ptr + SUM * stride + at, mask=inside, other=0.0)
+    sums = tl.load(floats_ptr + stride * SUM + at, mask=inside, other=0.0)
     normaliser = highest + tl.log(tl.sum(sums * share, axis=1))
-    bests = tl.load(floats_ptr + BEST * stride + at, mask=inside, other=float("-inf"))
+    bests = tl.load(floats_ptr + stride * BEST + at, mask=inside, other=float("-inf"))
     best = tl.max(bests, axis=1)[:, None]
-    best_ids = tl.load(ids_ptr + BEST_ID * stride + at, mask=inside, other=-1)
+    best_ids = tl.load(ids_ptr + stride * BEST_ID + at, mask=inside, other=-1)
     best_id = tl.min(tl.where((bests == best) & (best_ids >= 0), best_ids, NO_ID), axis=1)[:, None]
 
     temperature = tl.load(temperature_ptr + row, mask=there, other=0.0)[:, None]
@@ -168,8 +168,8 @@ def _decide_kernel(
     entry = tl.arange(0, 2 * BLOCK)[None, :]  # the first of every tile, then the second of every tile
     inside = there[:, None] & (entry % BLOCK < num_tiles)
     at = (entry // BLOCK) * stride + rows.to(tl.int64) * num_tiles + entry % BLOCK
-    logit = tl.load(floats_ptr + LOGIT_1 * stride + at, mask=inside, other=float("-inf"))
-    ids = tl.load(ids_ptr + ID_1 * stride + at, mask=inside, other=-1)
+    logit = tl.load(floats_ptr + stride * LOGIT_1 + at, mask=inside, other=float("-inf"))
+    ids = tl.load(ids_ptr + stride * ID_1 + at, mask=inside, other=-1)
     seed = tl.load(seed_ptr + row, mask=there, other=0)[:, None]
     position = tl.load(position_ptr + row, mask=there, other=0)[:, None]
     value = noisy_value(logit, best, cooling, ids, ids >= 0, seed, position, temperature)

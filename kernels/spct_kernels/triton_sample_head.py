@@ -181,14 +181,14 @@ def _head_kernel(
     tiles = tl.num_programs(1)
     at = rows.to(tl.int64) * tiles + tile
     stride = num_rows.to(tl.int64) * tiles
-    tl.store(floats_ptr + MAXIMUM * stride + at, maximum, mask=row_mask)
-    tl.store(floats_ptr + SUM * stride + at, total, mask=row_mask)
-    tl.store(floats_ptr + BEST * stride + at, best, mask=row_mask)
-    tl.store(floats_ptr + LOGIT_1 * stride + at, tl.max(tl.where(first, logit, float("-inf")), axis=1), mask=row_mask)
-    tl.store(floats_ptr + LOGIT_2 * stride + at, tl.max(tl.where(second, logit, float("-inf")), axis=1), mask=row_mask)
-    tl.store(ids_ptr + BEST_ID * stride + at, tl.where(best == float("-inf"), -1, best_id), mask=row_mask)
-    tl.store(ids_ptr + ID_1 * stride + at, tl.where(value_1 == float("-inf"), -1, id_1), mask=row_mask)
-    tl.store(ids_ptr + ID_2 * stride + at, tl.where(value_2 == float("-inf"), -1, id_2), mask=row_mask)
+    tl.store(floats_ptr + stride * MAXIMUM + at, maximum, mask=row_mask)
+    tl.store(floats_ptr + stride * SUM + at, total, mask=row_mask)
+    tl.store(floats_ptr + stride * BEST + at, best, mask=row_mask)
+    tl.store(floats_ptr + stride * LOGIT_1 + at, tl.max(tl.where(first, logit, float("-inf")), axis=1), mask=row_mask)
+    tl.store(floats_ptr + stride * LOGIT_2 + at, tl.max(tl.where(second, logit, float("-inf")), axis=1), mask=row_mask)
+    tl.store(ids_ptr + stride * BEST_ID + at, tl.where(best == float("-inf"), -1, best_id), mask=row_mask)
+    tl.store(ids_ptr + stride * ID_1 + at, tl.where(value_1 == float("-inf"), -1, id_1), mask=row_mask)
+    tl.store(ids_ptr + stride * ID_2 + at, tl.where(value_2 == float("-inf"), -1, id_2), mask=row_mask)
 
     top_k = tl.load(top_k_ptr + rows, mask=row_mask, other=0)
     top_p = tl.load(top_p_ptr + rows, mask=row_mask, other=1.0)

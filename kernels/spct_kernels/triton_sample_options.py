@@ -11,7 +11,7 @@ from torch import Tensor
 from spct_kernels.triton_common import COMPILE
 
 ROW_BLOCK = 1024
-REDO_BLOCK = 1024
+REDO_BLOCK = 512
 ROWS_INTERPRETED = 16
 """Rows that one program decides under the interpreter, where an operation's time hardly depends on its length; a GPU takes one."""
 
@@ -23,8 +23,8 @@ DRAW_OPTIONS: dict[str, Any] = {"num_warps": 8, "num_stages": 1} | COMPILE
 HEAD_16: dict[str, Any] = {"BLOCK_T": 32, "BLOCK_V": 128, "BLOCK_E": 64, "num_warps": 8, "num_stages": 3} | COMPILE
 HEAD_32: dict[str, Any] = {"BLOCK_T": 32, "BLOCK_V": 128, "BLOCK_E": 32, "num_warps": 8, "num_stages": 3} | COMPILE
 
-HEAD_16_ON: dict[str, dict[str, Any]] = {"sm_120": {"num_stages": 2}, "gfx942": {"num_stages": 2, "BLOCK_E": 32}}
-HEAD_32_ON: dict[str, dict[str, Any]] = {"gfx942": {"num_stages": 2}}
+HEAD_16_ON: dict[str, dict[str, Any]] = {"gfx942": {"num_stages": 2, "num_warps": 4}}
+HEAD_32_ON: dict[str, dict[str, Any]] = {"gfx942": {"num_stages": 2, "num_warps": 4}}
 
 
 def head_options(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

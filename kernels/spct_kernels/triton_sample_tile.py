@@ -76,7 +76,7 @@ def bin_of(logit: tl.tensor) -> tl.tensor:
 @device
 def upper_edge_of(bins: tl.tensor) -> tl.tensor:
     """The logit at a bin's upper end."""
-    return LOWEST + (bins + 1).to(tl.float32) / BINS_PER_NAT
+    return (bins + 1).to(tl.float32) / BINS_PER_NAT + LOWEST
 
 
 @device

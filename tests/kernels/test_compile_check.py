@@ -48,7 +48,6 @@ def test_every_launched_kernel_has_rows_for_all_targets():
     launched = launched_kernels()
     assert len(launched) >= 7
     assert launched <= named, f"no specialisation for {sorted(launched - named)}"
-    assert len(json.loads(done.stdout)) * 5 <= 150
 
 
 @pytest.mark.parametrize("arguments", [("--kernel", "mark"), ("--kernel", "final_norm", "--only", "fp32", "--target", "sm_90")])

@@ -10,7 +10,7 @@ from spct.evaluation.accuracy import Truth
 from spct.training.tasks import Item, draw_items
 
 SPLIT = "embedded-test"
-DATA_SEED = 20_261_124
+DATA_SEED = 41_170_923
 DEFAULT_ITEMS = 2_000
 
 
