@@ -63,7 +63,7 @@ def options_on(shape: Shape, name: str) -> TileOptions:
     if shape.wide:
         return TileOptions(16, 16 if largest > 128 else 32, 4, 1, fold)
     if name in ("sm_90", "sm_100", "cpu"):
-        return TileOptions(64, 64 if largest <= 64 else 32, 4 if largest <= 128 else 8, 3, fold)
+        return TileOptions(64, 64 if largest <= 64 else 32 if largest <= 128 else 16, 4 if largest <= 128 else 8, 3, fold)
     return TileOptions(16, 32, 4, 3 if largest <= 128 else 2, fold)
 
 
