@@ -255,7 +255,7 @@ def _request(
         return query
     if responses is None:
         raise InputError("responses: expected a list of strings, got nothing")
-    return ScoreRequest(query=query, responses=responses, reference=reference, principles=principles)  # type: ignore[arg-type]
+    return ScoreRequest(query=query, responses=responses, reference=reference, principles=principles)
 
 
 def _from_mapping(item: Any) -> ScoreRequest:

@@ -41,7 +41,7 @@ class ScoreRequest:
     Raises: InputError if a field has the wrong type or nothing is to be scored.
     """
 
-    query: str | tuple[Turn, ...] | Sequence[Mapping[str, str]]
+    query: str | Sequence[Turn | Mapping[str, str]]
     responses: Sequence[str]
     reference: str | None = None
     principles: str | Sequence[str] | None = None
