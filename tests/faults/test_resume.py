@@ -91,14 +91,16 @@ def test_killed_twelve_times_and_resumed(tmp_path, model, unbroken, fork, capsys
     source, out = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
     words = ("score", source, "-o", out, *model, "--resume")
     for attempt in range(12):
+        before = out.read_bytes().count(b"\n") if out.exists() else 0
         if attempt % 4 == 3:
-            # Anywhere, while Python starts and imports too.
+            # Anywhere, while Python starts and imports too; but on a fast machine not so late that it has finished.
             process = start(*words, variables=SLOW, stderr=subprocess.DEVNULL)
-            time.sleep(rng.uniform(0, 3))
+            latest = time.monotonic() + rng.uniform(0, 3)
+            while time.monotonic() < latest and out.read_bytes().count(b"\n") < before + 2:
+                time.sleep(0.001)
             process.kill()
             assert process.wait(60) == -signal.SIGKILL
         else:
-            before = out.read_bytes().count(b"\n") if out.exists() else 0
             process_id = fork(*words)
             wait_for_rows(process_id, out, before + rng.randrange(1, 4))
             time.sleep(rng.uniform(0, 0.02))

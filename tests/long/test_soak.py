@@ -28,7 +28,7 @@ def draw_request(rng, number):
 def test_ten_thousand_requests(tmp_path):
     rng, folder = random.Random(11), write_tiny_model(tmp_path / "model")
     canary = ScoreRequest("canary", ["one", "two"], samples=4)
-    sampling = SamplingParams(max_tokens=6)
+    sampling = SamplingParams(max_tokens=20)
     with Engine.from_pretrained(folder, kv_memory=64 * 16 * 512, max_batch=48) as engine:
         tree = engine._parts.scheduler.tree
         expected = [s.text for s in engine.score(canary, sampling=sampling).samples]
