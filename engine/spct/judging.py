@@ -113,6 +113,8 @@ class Judging:
                 num_tokens=len(sequence.token_ids),
                 meta_score=self._meta_score(sequence),
                 logprob=_mean(sequence.logprobs),
+                token_ids=tuple(sequence.token_ids),
+                token_logprobs=tuple(sequence.logprobs),
                 in_think=in_think,
             )
             for sequence, order in zip(group.sequences, pending.orders, strict=True)

@@ -167,6 +167,8 @@ class Sample:
     order       order[p] is the index of the response shown at place p
     num_tokens  generated tokens, the EOS included
     logprob     mean log-probability per generated token, natural log; None without tokens
+    token_ids   what was drawn, the EOS included: what training needs, since text may encode to other tokens
+    token_logprobs  log-probability of each under the untempered, untruncated distribution
     """
 
     scores: tuple[int, ...] | None
@@ -177,6 +179,8 @@ class Sample:
     text: str
     num_tokens: int
     logprob: float | None
+    token_ids: tuple[int, ...] = ()
+    token_logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class ParsedSample:
     order       order[p] is the index of the response shown at place p
     meta_score  pooled meta logit; None without a meta head
     logprob     mean log-probability per token; None without tokens
+    token_ids, token_logprobs  what was drawn, token by token
     """
 
     scores: tuple[int, ...] | None
@@ -30,6 +31,8 @@ class ParsedSample:
     num_tokens: int
     meta_score: float | None = None
     logprob: float | None = None
+    token_ids: tuple[int, ...] = ()
+    token_logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ def read_sample(
     num_tokens: int,
     meta_score: float | None = None,
     logprob: float | None = None,
+    token_ids: tuple[int, ...] = (),
+    token_logprobs: tuple[float, ...] = (),
     in_think: bool = False,
 ) -> ParsedSample:
     """Parse a finished sample and map its scores back through its order.
@@ -66,7 +71,7 @@ def read_sample(
         scores = None if shown is None else in_request_order(shown, order)
     else:
         status = "truncated" if finish_reason == "length" else finish_reason
-    return ParsedSample(scores, status, order, text, num_tokens, meta_score, logprob)
+    return ParsedSample(scores, status, order, text, num_tokens, meta_score, logprob, token_ids, token_logprobs)
 
 
 def judge(samples: Sequence[ParsedSample], num_responses: int, voting: VotingParams, has_meta_head: bool) -> Outcome:
@@ -168,4 +173,6 @@ def _final(sample: ParsedSample, kept: bool) -> Sample:
         text=sample.text,
         num_tokens=sample.num_tokens,
         logprob=sample.logprob,
+        token_ids=sample.token_ids,
+        token_logprobs=sample.token_logprobs,
     )
