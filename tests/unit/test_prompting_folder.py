@@ -138,12 +138,23 @@ def test_every_text_is_encoded_once_for_all_orders(tmp_path):
 
 
 def test_the_cache_of_texts_is_bounded_and_right(tmp_path, monkeypatch):
-    monkeypatch.setattr("spct.prompting.judge._MAX_CACHED_CHARS", 100)
+    monkeypatch.setattr("spct.prompting.judge._MAX_CACHED_BYTES", 20_000)
     prompt = JudgePrompt(tiny.write_folder(tmp_path))
     for i in range(50):
         request = ScoreRequest("q" * i, [f"{i}" * i, "x" * 200])
         assert prompt.decode(prompt.encode(request)) == prompt.text(request)
-        assert sum(len(text) + 1 for text, _ in prompt._spans._spans) == prompt._spans._chars <= 100
+        held = sum(
+            sys.getsizeof(text) + sys.getsizeof(ids) + sum(map(sys.getsizeof, ids)) for (text, _), ids in prompt._spans._spans.items()
+        )
+        assert 0 < held <= prompt._spans._bytes <= 20_000
+
+
+def test_the_cache_drops_what_was_not_used_for_longest(tmp_path, monkeypatch):
+    monkeypatch.setattr("spct.prompting.judge._MAX_CACHED_BYTES", 1200)
+    prompt = JudgePrompt(tiny.write_folder(tmp_path))
+    for i in range(20):
+        prompt.encode(ScoreRequest("often", [f"{i}"]))
+    assert "often" in {text for text, _ in prompt._spans._spans}
 
 
 def test_threads_share_a_prompt(tmp_path):

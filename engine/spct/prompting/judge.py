@@ -27,7 +27,7 @@ from spct.types import ScoreRequest
 TEMPLATES = Path(__file__).parent / "templates"
 FOLDER_TEMPLATE = "judge_template.jinja"
 DEFAULT_SCORE_RANGE = (1, 10)
-_MAX_CACHED_CHARS = 2 * 1024 * 1024
+_MAX_CACHED_BYTES = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,29 +213,35 @@ class JudgePrompt:
 
 
 class _SpanCache:
-    """Recently encoded texts: the orders of a request share theirs. Bounded by the length of the texts."""
+    """Recently used encoded texts: the orders of a request share theirs. Bounded by the memory that they take."""
 
     def __init__(self, tokenizer: SafeTokenizer) -> None:
         self.tokenizer = tokenizer
         self._lock = threading.Lock()
         self._spans: OrderedDict[tuple[str, bool], tuple[int, ...]] = OrderedDict()
-        self._chars = 0
+        self._bytes = 0
 
     def encode(self, text: str, *, first: bool) -> tuple[int, ...]:
         key = (text, first)
         with self._lock:
             ids = self._spans.get(key)
-        if ids is not None:
-            return ids
+            if ids is not None:
+                self._spans.move_to_end(key)
+                return ids
         ids = self.tokenizer.encode_user(text, first=first)
         with self._lock:
             if key not in self._spans:
                 self._spans[key] = ids
-                self._chars += len(text) + 1
-            while self._chars > _MAX_CACHED_CHARS:
-                (old, _), _ = self._spans.popitem(last=False)
-                self._chars -= len(old) + 1
+                self._bytes += _span_bytes(text, ids)
+            while self._bytes > _MAX_CACHED_BYTES:
+                (old, _), old_ids = self._spans.popitem(last=False)
+                self._bytes -= _span_bytes(old, old_ids)
         return ids
+
+
+def _span_bytes(text: str, ids: tuple[int, ...]) -> int:
+    """At most what a cached text takes, about: its characters, an integer and a reference to it per id, the objects around them."""
+    return 4 * len(text) + 40 * len(ids) + 256
 
 
 def _shown(request: ScoreRequest, order: Sequence[int] | None) -> Sequence[int]:
