@@ -13,21 +13,28 @@ from spct.checkpoint import LoadedModel
 from spct.config import EngineConfig
 from spct.errors import BackendError
 from spct.limits import PAGE_SIZE, Limits, plan_limits
+from spct.meta import MetaModel, load_meta_model
 from spct.models.kv import KVCache, bytes_per_slot
 from spct.prompting import JudgePrompt
 from spct.runner.runner import ModelRunner
 from spct.scheduling.scheduler import Scheduler
+from spct_kernels.dispatch import resolve
+from spct_kernels.errors import KernelError
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """The parts of one engine, wired."""
+    """The parts of one engine, wired.
+
+    meta   the separate meta model, where one was asked for
+    """
 
     model: LoadedModel
     prompt: JudgePrompt
     scheduler: Scheduler
     runner: ModelRunner
     limits: Limits
+    meta: MetaModel | None = None
 
 
 def assemble(model: str, config: EngineConfig) -> Assembly:
@@ -37,6 +44,7 @@ def assemble(model: str, config: EngineConfig) -> Assembly:
     holds less than one page for prompt and sample each.
     """
     device = choose_device(config.device)
+    check_backend(config.backend, device)
     loaded = checkpoint.load(
         model,
         dtype=config.dtype,
@@ -54,7 +62,8 @@ def assemble(model: str, config: EngineConfig) -> Assembly:
         PrefixTree(PagePool(limits.num_pages, PAGE_SIZE)), max_batch=config.max_batch, max_prefill_tokens=config.max_prefill_tokens
     )
     runner = ModelRunner(loaded.decoder, kv, backend=config.backend, deterministic=config.deterministic)
-    return Assembly(loaded, prompt, scheduler, runner, limits)
+    meta = None if config.meta_model is None else load_meta_model(config.meta_model, config, device)
+    return Assembly(loaded, prompt, scheduler, runner, limits, meta)
 
 
 def choose_device(name: str) -> torch.device:
@@ -65,3 +74,11 @@ def choose_device(name: str) -> torch.device:
     if name.startswith("cuda") and not has_cuda:
         raise BackendError(f'device: {name!r} asked for, but torch {torch.__version__} sees no CUDA device; use device="cpu"')
     return torch.device(name)
+
+
+def check_backend(name: str, device: torch.device) -> None:
+    """Refuses a kernel backend that can't compute on the device before anything is loaded. Raises: BackendError."""
+    try:
+        resolve(name, device)
+    except KernelError as error:
+        raise BackendError(str(error)) from error

@@ -71,6 +71,8 @@ class EngineConfig:
     template       judge template: a name, a path, or None for the checkpoint's own, else "default"
     deterministic  True: a row's bits never depend on the batch
     check_weights  refuse NaN and Inf in the checkpoint
+    meta_model     a sequence-classification folder (or hub id) with one label that scores every sample, in the place of the
+                   checkpoint's meta head; it gets KV memory of its own, as much as `kv_memory` says
 
     Raises: ConfigError if a value is unknown or out of range.
     """
@@ -91,12 +93,17 @@ class EngineConfig:
     template: str | None = None
     deterministic: bool = True
     check_weights: bool = True
+    meta_model: str | None = None
 
     def __post_init__(self) -> None:
         """Normalise spellings and refuse what is out of range."""
         set_field = object.__setattr__
         set_field(self, "device", str(self.device))
         set_field(self, "dtype", parse_dtype(self.dtype))
+        if isinstance(self.meta_model, os.PathLike):
+            set_field(self, "meta_model", os.fspath(self.meta_model))
+        if self.meta_model is not None and (not isinstance(self.meta_model, str) or not self.meta_model):
+            raise ConfigError(f"meta_model: expected a folder or a hub id, got {self.meta_model!r}")
         set_field(self, "kv_dtype", parse_dtype(self.kv_dtype))
         if self.kv_memory is not None:
             set_field(self, "kv_memory", parse_bytes(self.kv_memory))
@@ -124,7 +131,7 @@ class EngineConfig:
         return cls(**{**_from_environment(os.environ if environ is None else environ), **options})
 
 
-_TEXT = ("device", "backend", "dtype", "weights", "kv_dtype", "template", "kv_memory", "adapter")
+_TEXT = ("device", "backend", "dtype", "weights", "kv_dtype", "template", "kv_memory", "adapter", "meta_model")
 _INTEGERS = ("max_context", "max_batch", "max_samples", "max_prefill_tokens", "num_threads")
 _FLAGS = ("deterministic", "check_weights")
 # Read by the kernels' C++ code (csrc), not by the engine.

@@ -21,6 +21,7 @@ from spct.judging import Judging, PendingRequest
 from spct.prompting import JudgePrompt
 from spct.runner.loop import StepLoop
 from spct.scheduling.scheduler import SchedulerStats
+from spct.scheduling.sequence import Group
 from spct.types import Generation, Judgement, SamplingParams, ScoreRequest, Turn, VotingParams
 
 
@@ -76,8 +77,10 @@ class Engine:
         pending = self._submit(request, sampling, voting, 0)
         try:
             self._loop.drive_until(pending.group)
+            if (reading := self._begin_reading(pending)) is not None:
+                self._meta_loop.drive_until(reading)
         finally:
-            self._loop.cancel(pending.group)
+            self._cancel(pending)
         return self._judging.finish(pending)
 
     def score_batch(
@@ -114,14 +117,14 @@ class Engine:
         """
         request = _request(query, responses, reference, principles)
         pending = await asyncio.to_thread(self._prepare, request, sampling, voting, 0)
-        done: concurrent.futures.Future[None] = concurrent.futures.Future()
-        pending.group.on_finished = lambda: _resolve(done)
-        self._loop.submit(pending.group)
-        self._loop.start_thread()
         try:
-            await asyncio.wrap_future(done)
+            await _run_in_thread_of(self._loop, pending.group)
+            if self._parts.meta is not None:
+                reading = await asyncio.to_thread(self._judging.begin_reading, pending, next(self._arrivals))
+                if reading is not None and not reading.is_finished:
+                    await _run_in_thread_of(self._meta_loop, reading)
         finally:
-            self._loop.cancel(pending.group)
+            self._cancel(pending)
         return await asyncio.to_thread(self._judging.finish, pending)
 
     def generate(self, token_ids: Sequence[int], sampling: SamplingParams | None = None) -> list[Generation]:
@@ -154,8 +157,9 @@ class Engine:
         """Replaces the weights of the live engine.
 
         What was submitted before finishes with the old weights; cached prefixes are dropped; `weights_version` goes up.
-        Names and shapes are the checkpoint's own. A mapping is checked whole before anything changes. If a stream
-        fails midway, the engine refuses work until a full load succeeds.
+        Names and shapes are the checkpoint's own; `meta_head.weight` [E] and `meta_head.bias` [1] may be among them where the
+        checkpoint has a meta head. A mapping is checked whole before anything changes. If a stream fails midway, the engine
+        refuses work until a full load succeeds. A separate meta model keeps its weights.
 
         Raises: CheckpointError if tensors are missing, unknown, misshapen or not finite.
         """
@@ -177,9 +181,16 @@ class Engine:
         """Counts of the step loop since the engine started."""
         return self._parts.scheduler.stats
 
+    @property
+    def meta_stats(self) -> SchedulerStats | None:
+        """Counts of the separate meta model's loop; None without such a model."""
+        return None if self._parts.meta is None else self._meta_loop.scheduler.stats
+
     def close(self) -> None:
-        """Cancels what is in flight and stops the engine's thread. The engine refuses work afterwards."""
+        """Cancels what is in flight and stops the engine's threads. The engine refuses work afterwards."""
         self._loop.close()
+        if self._parts.meta is not None:
+            self._meta_loop.close()
 
     def __enter__(self) -> Self:
         return self
@@ -207,8 +218,8 @@ class Engine:
                     except SpctError as error:
                         yield self._judging.refused(item, index - 1, error)
                 if in_flight:
-                    self._loop.step()
-                for pending in [p for p in in_flight if p.group.is_finished]:
+                    self._step(in_flight)
+                for pending in [p for p in in_flight if _has_ended(p, reads=self._parts.meta is not None)]:
                     in_flight.remove(pending)
                     try:
                         judgement = self._judging.finish(pending)
@@ -217,7 +228,35 @@ class Engine:
                     yield judgement
         finally:
             for pending in in_flight:
-                self._loop.cancel(pending.group)
+                self._cancel(pending)
+
+    def _step(self, in_flight: list[PendingRequest]) -> None:
+        """One step of the judge, and one of the separate meta model where samples have ended."""
+        self._loop.step()
+        if self._parts.meta is None:
+            return
+        for pending in in_flight:
+            if pending.group.is_finished:
+                self._begin_reading(pending)
+        self._meta_loop.step()
+
+    def _begin_reading(self, pending: PendingRequest) -> Group | None:
+        """Hands the samples of a finished group to the separate meta model, once; None where nothing is to be read."""
+        if pending.meta_group is None:
+            reading = self._judging.begin_reading(pending, next(self._arrivals))
+            if reading is not None and not reading.is_finished:
+                self._meta_loop.submit(reading)
+        return pending.meta_group
+
+    def _cancel(self, pending: PendingRequest) -> None:
+        self._loop.cancel(pending.group)
+        if pending.meta_group is not None:
+            self._meta_loop.cancel(pending.meta_group)
+
+    @property
+    def _meta_loop(self) -> StepLoop:
+        assert self._parts.meta is not None
+        return self._parts.meta.loop
 
     def _has_room(self, in_flight: list[PendingRequest]) -> bool:
         """Two batches of samples ahead keep every step full while the oldest requests run out."""
@@ -235,6 +274,23 @@ class Engine:
     def _check_open(self) -> None:
         if self._needs_full_load:
             raise BackendError("a load of weights failed midway; call load_weights with a full set of tensors first")
+
+
+def _has_ended(pending: PendingRequest, *, reads: bool) -> bool:
+    """All samples have ended and, where a separate meta model reads them, have been read."""
+    group, reading = pending.group, pending.meta_group
+    if not group.is_finished or not reads or group.error is not None:
+        return group.is_finished
+    return reading is not None and reading.is_finished
+
+
+async def _run_in_thread_of(loop: StepLoop, group: Group) -> None:
+    """Submits a group and waits until the loop's own thread has finished it."""
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+    group.on_finished = lambda: _resolve(done)
+    loop.submit(group)
+    loop.start_thread()
+    await asyncio.wrap_future(done)
 
 
 def _resolve(future: concurrent.futures.Future[None]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import cast
 
 import torch
 
@@ -16,15 +18,28 @@ from spct.config import EngineConfig
 from spct.errors import BackendError, InputError, SpctError
 from spct.scheduling.sequence import Group, Sequence
 from spct.types import Generation, Judgement, Sample, SamplingParams, ScoreRequest, Timings, Usage, VotingParams
-from spct.voting import content_key, generation_seed, judge, orders, read_sample, resolve_filter, sample_seed
+from spct.voting import (
+    ScoreRead,
+    SoftReader,
+    content_key,
+    expected_scores,
+    generation_seed,
+    judge,
+    orders,
+    read_sample,
+    resolve_filter,
+    sample_seed,
+)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class PendingRequest:
     """A request in flight.
 
-    orders  of its samples, in the order of their index
-    index   place in its stream
+    orders        of its samples, in the order of their index
+    index         place in its stream
+    meta_prompts  per order, where a separate meta model reads the samples
+    meta_group    these readings, once the samples have ended; None before, and without such a model
     """
 
     request: ScoreRequest
@@ -32,6 +47,8 @@ class PendingRequest:
     group: Group
     orders: list[tuple[int, ...]]
     index: int
+    meta_prompts: Mapping[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict)
+    meta_group: Group | None = None
 
 
 class Judging:
@@ -40,7 +57,9 @@ class Judging:
     def __init__(self, parts: Assembly, config: EngineConfig) -> None:
         self._prompt = parts.prompt
         self._model = parts.model
+        self._meta = parts.meta
         self._limits = parts.limits
+        self._soft = SoftReader(parts.prompt.decode, parts.model.spec.vocab_size)
         self._config = config
         self._eos = frozenset(parts.model.generation.eos_token_ids) | frozenset(parts.prompt.eos_token_ids)
 
@@ -49,9 +68,14 @@ class Judging:
         """The checkpoint has a meta-RM head."""
         return self._model.decoder.head.meta_weight is not None
 
+    @property
+    def has_meta_scores(self) -> bool:
+        """Samples get a meta score: from the checkpoint's head, or from a separate model."""
+        return self._meta is not None or self.has_meta_head
+
     def check(self, voting: VotingParams) -> None:
         """Refuses votes that this model can't give. Raises: ConfigError."""
-        resolve_filter(voting.filter, self.has_meta_head)
+        resolve_filter(voting.filter, self.has_meta_scores)
 
     def prepare(self, request: ScoreRequest, sampling: SamplingParams, voting: VotingParams, index: int, arrival: int) -> PendingRequest:
         """Renders and encodes every distinct order of a request and lists its sequences.
@@ -67,10 +91,26 @@ class Judging:
         prompts = {order: self._prompt.encode(request, order, max_tokens=self._limits.max_context) for order in dict.fromkeys(shown)}
         for prompt in prompts.values():
             self._limits.check_fits(len(prompt), sampling.max_tokens)
+        meta_prompts = {} if self._meta is None else self._meta.encode(request, prompts)
         group = Group(sampling, self._eos)
+        if voting.method == "soft":
+            group.reader = self._reader(request)
         for i, order in enumerate(shown):
             group.add(self._sequence(group, i, prompts[order], sample_seed(seed, content, i), arrival))
-        return PendingRequest(request, voting, group, shown, index)
+        return PendingRequest(request, voting, group, shown, index, meta_prompts)
+
+    def begin_reading(self, pending: PendingRequest, arrival: int) -> Group | None:
+        """The group in which a separate meta model reads the samples of a finished group, made at the first call.
+
+        None without such a model, and where the samples came to nothing.
+        """
+        group = pending.group
+        if self._meta is None or pending.meta_group is not None or group.error is not None:
+            return pending.meta_group
+        ended = ("eos", "length")
+        texts = [self._text(s) if s.finish_reason in ended and s.token_ids else None for s in group.sequences]
+        pending.meta_group = self._meta.group(pending.meta_prompts, pending.orders, texts, arrival)
+        return pending.meta_group
 
     def prepare_generation(self, token_ids: SequenceOf[int], sampling: SamplingParams, arrival: int) -> Group:
         """A group that samples one bare prompt. Raises: InputError, CapacityError."""
@@ -104,6 +144,7 @@ class Judging:
         group, request = pending.group, pending.request
         _raise_if_failed(group)
         score_range, in_think = self._prompt.score_range(request), self._prompt.opens_think(request)
+        meta_scores = self._meta_scores(pending)
         parsed = [
             read_sample(
                 self._text(sequence),
@@ -111,23 +152,24 @@ class Judging:
                 order,
                 score_range,
                 num_tokens=len(sequence.token_ids),
-                meta_score=self._meta_score(sequence),
+                meta_score=meta_score,
                 logprob=_mean(sequence.logprobs),
                 token_ids=tuple(sequence.token_ids),
                 token_logprobs=tuple(sequence.logprobs),
+                expected=_expected(sequence),
                 in_think=in_think,
             )
-            for sequence, order in zip(group.sequences, pending.orders, strict=True)
+            for sequence, order, meta_score in zip(group.sequences, pending.orders, meta_scores, strict=True)
         ]
-        outcome = judge(parsed, len(request.responses), pending.voting, self.has_meta_head)
+        outcome = judge(parsed, len(request.responses), pending.voting, self.has_meta_scores)
         return Judgement(
             rewards=outcome.rewards,
             best=outcome.best,
             num_votes=outcome.num_votes,
             stdev=outcome.stdev,
             samples=outcome.samples,
-            usage=_usage(group),
-            timings=_timings(group),
+            usage=_usage(pending),
+            timings=_timings(pending),
             id=request.id,
             index=pending.index,
         )
@@ -167,7 +209,7 @@ class Judging:
         dtypes, config = self._model.dtypes, self._config
         numerics = (str(dtypes), config.weights, config.kv_dtype, config.backend, config.deterministic, torch.get_num_threads())
         parts = {
-            "weights": (self._model.weights_digest, weights_version),
+            "weights": (self._model.weights_digest, weights_version, *(() if self._meta is None else (self._meta.digest,))),
             "tokenizer": (tokenizer, sorted(self._eos)),
             "template": template,
             "sampling": dataclasses.astuple(sampling),
@@ -181,9 +223,27 @@ class Judging:
         max_len = self._limits.max_len(len(prompt), group.sampling.max_tokens)
         return Sequence(group, index, prompt, noise_seed, max_len, (arrival, index))
 
+    def _reader(self, request: ScoreRequest) -> Callable[[Sequence], list[ScoreRead] | None]:
+        """What soft votes look up in a finished sample of `request`."""
+        num_responses, score_range, in_think = len(request.responses), self._prompt.score_range(request), self._prompt.opens_think(request)
+        self._soft.check(score_range)
+
+        def reads(sequence: Sequence) -> list[ScoreRead] | None:
+            return self._soft.reads(sequence.token_ids[:-1], sequence.max_len, num_responses, score_range, in_think=in_think)
+
+        return reads
+
     def _text(self, sequence: Sequence) -> str:
         ids = sequence.token_ids
         return self._prompt.decode(ids[:-1] if sequence.finish_reason == "eos" else ids)
+
+    def _meta_scores(self, pending: PendingRequest) -> list[float | None]:
+        sequences = pending.group.sequences
+        if self._meta is None:
+            return [self._meta_score(s) for s in sequences]
+        if pending.meta_group is None:
+            return [None] * len(sequences)
+        return self._meta.scores(pending.meta_group, len(sequences))
 
     def _meta_score(self, sequence: Sequence) -> float | None:
         if not self.has_meta_head or not sequence.meta_logits:
@@ -200,23 +260,35 @@ def _raise_if_failed(group: Group) -> None:
         raise BackendError("the request was cancelled: the engine was closed while it ran")
 
 
+def _expected(sequence: Sequence) -> tuple[float, ...] | None:
+    """Expected scores in the order shown, where they were looked up to the end."""
+    if sequence.reads is None or sequence.finish_reason != "eos":
+        return None
+    return expected_scores(cast("list[ScoreRead]", sequence.reads), sequence.read_logprobs)
+
+
 def _mean(values: SequenceOf[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _usage(group: Group) -> Usage:
+def _usage(pending: PendingRequest) -> Usage:
+    group = pending.group
     return Usage(
         prompt_tokens=max(len(s.prompt) for s in group.sequences),
         prefilled_tokens=group.prefilled_tokens,
         generated_tokens=sum(len(s.token_ids) for s in group.sequences),
+        meta_tokens=0 if pending.meta_group is None else pending.meta_group.prefilled_tokens,
     )
 
 
-def _timings(group: Group) -> Timings:
+def _timings(pending: PendingRequest) -> Timings:
+    group, meta_group = pending.group, pending.meta_group
+
     def since(moment: float | None) -> float:
         return 0.0 if moment is None else round(1000 * (moment - group.submitted_s), 3)
 
-    return Timings(since(group.first_step_s), since(group.first_token_s), since(group.finished_s))
+    ended = group.finished_s if meta_group is None or meta_group.finished_s is None else meta_group.finished_s
+    return Timings(since(group.first_step_s), since(group.first_token_s), since(ended))
 
 
 def _version(package: str) -> str:

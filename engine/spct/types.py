@@ -125,7 +125,8 @@ class SamplingParams:
 class VotingParams:
     """How samples become a reward.
 
-    method      "sum" (the paper's), "mean", or "majority" (a sample votes for its strict maximum)
+    method      "sum" (the paper's), "mean", "soft" (sum of the scores expected under the model's own distribution where a sample wrote
+                its scores), or "majority" (a sample votes for its strict maximum)
     filter      "meta" (meta-RM head), "logprob" (mean log-probability), "none", "auto" (meta where there is a head)
     meta_keep   fraction of the parsed samples that the filter keeps, 0 < f <= 1
     orders      "balanced" (rotations of one permutation), "all" (a fresh shuffle per sample), "given"
@@ -149,8 +150,6 @@ class VotingParams:
         _real("meta_keep", self.meta_keep, 0.0, 1.0)
         if self.meta_keep == 0.0:
             raise ConfigError("meta_keep: expected 0 < meta_keep <= 1, got 0; 1.0 keeps every sample")
-        if self.method == "soft":
-            raise ConfigError('method: "soft" is not built in this version; use "sum", "mean" or "majority"')
         if self.stop_early is not None:
             raise ConfigError("stop_early: not built in this version; leave it at None")
         if self.prune:
@@ -167,6 +166,7 @@ class Sample:
     order       order[p] is the index of the response shown at place p
     num_tokens  generated tokens, the EOS included
     logprob     mean log-probability per generated token, natural log; None without tokens
+    expected    with soft votes: the expected score of each response, in the request's order; None wherever `scores` is
     token_ids   what was drawn, the EOS included: what training needs, since text may encode to other tokens
     token_logprobs  log-probability of each under the untempered, untruncated distribution
     """
@@ -181,6 +181,7 @@ class Sample:
     logprob: float | None
     token_ids: tuple[int, ...] = ()
     token_logprobs: tuple[float, ...] = ()
+    expected: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +191,13 @@ class Usage:
     prompt_tokens     length of the longest order's prompt
     prefilled_tokens  prompt rows that entered a forward, over all orders; cached prefixes are left out
     generated_tokens  sum over samples
+    meta_tokens       rows that entered the forward of a separate meta model, prompts and samples; 0 without one
     """
 
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
     generated_tokens: int = 0
+    meta_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,6 @@ def test_stdin_to_stdout_puts_only_rows_there(tmp_path, model, capfd, monkeypatc
         (("--top-k", "-1"), "top_k"),
         (("--seed", "9223372036854775808"), "seed"),
         (("--max-tokens", "1e3"), "--max-tokens"),
-        (("--vote", "soft"), "--vote"),
         (("--filter", "meta"), "meta"),
         (("--meta-keep", "2"), "meta_keep"),
         (("--dtype", "int4"), "dtype"),

@@ -62,7 +62,7 @@ def test_flags_that_are_not_built_are_not_there(capsys):
     )
     for flag in built.split():
         assert flag in printed
-    for flag in ("--stop-early", "--prune", "--meta-model", "soft"):
+    for flag in ("--stop-early", "--prune"):
         assert flag not in printed
 
 

@@ -6,9 +6,11 @@ The spellings of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`, `u
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
+from typing import Literal
 
 from spct.checkpoint.fields import Fields
 from spct.checkpoint.jsonfile import read_object
@@ -19,6 +21,11 @@ from spct.models.families import FAMILIES, Family
 from spct.models.spec import ModelSpec, default_attention_scale
 
 logger = logging.getLogger(__name__)
+
+HeadKind = Literal["lm", "score"]
+
+# What transformers calls the same decoder with another head.
+_SUFFIXES: dict[HeadKind, str] = {"lm": "ForCausalLM", "score": "ForSequenceClassification"}
 
 _MAX_DIM = 1 << 24
 _MAX_LAYERS = 1024
@@ -69,8 +76,11 @@ _HARMLESS = frozenset((
 # fmt: on
 
 
-def read_spec(path: Path) -> ModelSpec:
+def read_spec(path: Path, head: HeadKind = "lm") -> ModelSpec:
     """Describe the decoder that a `config.json` asks for.
+
+    head   "lm": a generative model (…ForCausalLM). "score": a sequence-classification model (…ForSequenceClassification), which has
+           no LM head, so that its embedding table is the only matrix over the vocabulary (`tied_embeddings`)
 
     Raises: CheckpointError naming the file and the key for an unknown architecture, remote code, an unsupported or
     malformed option.
@@ -80,21 +90,23 @@ def read_spec(path: Path) -> ModelSpec:
         value = values.get(key)
         if value not in (None, False, [], {}, "") and not (key == "partial_rotary_factor" and value in (1, 1.0)):
             raise CheckpointError(f"{path}: key {key!r} is set: {remedy}")
-    family = _family(Fields(values, str(path)))
+    family = _family(Fields(values, str(path)), head)
     fields = Fields(values, str(path), family.defaults)
     spec = _spec(fields, family)
+    if head == "score":
+        spec = dataclasses.replace(spec, tied_embeddings=True)
     unknown = sorted(key for key in fields.unread() if key not in _HARMLESS and key not in _REFUSED and not key.startswith("_"))
     if unknown:
         logger.warning("%s: ignored keys that no supported architecture reads: %s", path, ", ".join(map(ascii, unknown)))
     return spec
 
 
-def _family(fields: Fields) -> Family:
-    by_architecture = {family.architecture: family for family in FAMILIES}
+def _family(fields: Fields, head: HeadKind) -> Family:
+    by_architecture = {family.architecture.removesuffix(_SUFFIXES["lm"]) + _SUFFIXES[head]: family for family in FAMILIES}
     architectures = fields.raw("architectures", None)
     model_type = fields.raw("model_type", None)
     known = ", ".join(sorted(by_architecture))
-    if architectures is None:
+    if architectures is None and head == "lm":
         found = [family for family in FAMILIES if family.name == model_type]
         if not found:
             fields.fail("model_type", f"one of {', '.join(family.name for family in FAMILIES)} where 'architectures' is missing")
@@ -103,10 +115,18 @@ def _family(fields: Fields) -> Family:
         fields.fail("architectures", f"a list with one of {known}")
     family = by_architecture.get(architectures[0])
     if family is None:
-        fields.fail("architectures", f"one of {known}", "other architectures aren't supported")
+        fields.fail("architectures", f"one of {known}", _other_architecture(architectures[0], head))
     if model_type is not None and model_type != family.name:
-        fields.fail("model_type", f"{family.name!r}, as 'architectures' says {family.architecture}")
+        fields.fail("model_type", f"{family.name!r}, as 'architectures' says {architectures[0]}")
     return family
+
+
+def _other_architecture(name: str, head: HeadKind) -> str:
+    if head == "lm" and name.endswith(_SUFFIXES["score"]):
+        return "a scalar reward model judges no text; give it as meta_model beside a generative one"
+    if head == "score" and name.endswith(_SUFFIXES["lm"]):
+        return "a meta model has a scalar head; train one with 'spct train meta --form scalar'"
+    return "other architectures aren't supported"
 
 
 def _spec(fields: Fields, family: Family) -> ModelSpec:

@@ -9,11 +9,19 @@ from pathlib import Path
 import torch
 
 from spct.checkpoint.adapter import read_adapter
-from spct.checkpoint.config import read_spec
+from spct.checkpoint.config import HeadKind, read_spec
 from spct.checkpoint.dtypes import DtypePlan, parse_dtype, plan_dtypes
 from spct.checkpoint.folder import find_folder
 from spct.checkpoint.shards import Shards
-from spct.checkpoint.sidecars import GenerationDefaults, read_chat_template, read_generation, read_meta_head
+from spct.checkpoint.sidecars import (
+    SCORE_WEIGHT,
+    GenerationDefaults,
+    MetaHead,
+    read_chat_template,
+    read_generation,
+    read_meta_head,
+    read_score_head,
+)
 from spct.checkpoint.weights import WeightReader, check_tensors, read_weights, stored_dtype
 from spct.models.decoder import Decoder
 from spct.models.spec import ModelSpec
@@ -53,6 +61,7 @@ def load(
     device: str | torch.device = "cpu",
     backend: str = "auto",
     revision: str | None = None,
+    head: HeadKind = "lm",
 ) -> LoadedModel:
     """Load a Hugging Face folder, a hub id or "embedded".
 
@@ -61,6 +70,8 @@ def load(
     scan       refuse NaN and Inf in the weights
     adapter    a LoRA folder, merged into the weights
     revision   of a hub id
+    head       "lm", or "score" for a sequence-classification checkpoint with one label: its `score.weight` becomes the meta row of
+               the output head, and the embedding table stands where an LM head would be (nothing is to be drawn from it)
 
     Cost: one pass over the files; peak memory near the weights' own size.
 
@@ -69,15 +80,18 @@ def load(
     """
     parse_dtype(dtype)
     folder = find_folder(folder_or_id, revision)
-    spec = read_spec(folder.required("config.json", "expected a Hugging Face model folder"))
+    spec = read_spec(folder.required("config.json", "expected a Hugging Face model folder"), head)
     tokenizer_path = folder.required("tokenizer.json", "only fast tokenizers are read; save it with transformers' save_pretrained")
     generation = read_generation(folder, spec.vocab_size)
     chat_template = read_chat_template(folder)
     target = torch.device(device)
     with Shards(folder) as shards:
-        check_tensors(spec, shards)
+        check_tensors(spec, shards, {SCORE_WEIGHT: (1, spec.hidden_dim)} if head == "score" else None)
         dtypes = plan_dtypes(dtype, weights, stored_dtype(spec, shards), target)
-        meta_head = read_meta_head(folder, spec.hidden_dim, target)
+        if head == "score":
+            meta_head: MetaHead | None = read_score_head(shards, spec.hidden_dim, target)
+        else:
+            meta_head = read_meta_head(folder, spec.hidden_dim, target)
         merged = read_adapter(adapter, spec) if adapter is not None else None
         reader = WeightReader(shards, dtypes, target, scan, merged.deltas if merged else {})
         if merged is not None:
@@ -87,6 +101,6 @@ def load(
         loaded = read_weights(spec, reader)
     decoder = Decoder(spec, loaded.weights, backend)
     if meta_head is not None:
-        head = decoder.head
-        head.meta_weight, head.meta_bias, head.pooling = meta_head.weight, meta_head.bias, meta_head.pooling
+        output = decoder.head
+        output.meta_weight, output.meta_bias, output.pooling = meta_head.weight, meta_head.bias, meta_head.pooling
     return LoadedModel(spec, decoder, folder.path, tokenizer_path, generation, chat_template, dtypes, loaded.digest)

@@ -10,9 +10,13 @@ from torch import Tensor
 from spct.checkpoint.fields import Fields
 from spct.checkpoint.folder import Folder
 from spct.checkpoint.jsonfile import read_file, read_object
+from spct.checkpoint.shards import Shards
 from spct.checkpoint.tensorfile import TensorFile
 from spct.errors import CheckpointError
 from spct.models.head import Pooling
+
+# The head of a sequence-classification checkpoint with one label, as transformers names it.
+SCORE_WEIGHT = "score.weight"
 
 _MAX_TOKENIZER_CONFIG_BYTES = 64 << 20
 _MAX_TEMPLATE_BYTES = 4 << 20
@@ -125,3 +129,13 @@ def read_meta_head(folder: Folder, hidden_dim: int, device: torch.device) -> Met
         file.copy_into("weight", weight)
         file.copy_into("bias", bias)
     return MetaHead(weight, float(bias), "mean" if pooling == "mean" else "last")
+
+
+def read_score_head(shards: Shards, hidden_dim: int, device: torch.device) -> MetaHead:
+    """Read the head of a sequence-classification checkpoint, `score.weight` [1, E] without a bias, which scores the last token.
+
+    Raises: CheckpointError for numbers that aren't finite; the shape has been checked with those of the other tensors.
+    """
+    weight = torch.empty(1, hidden_dim, device=device)
+    shards.file_of[SCORE_WEIGHT].copy_into(SCORE_WEIGHT, weight)
+    return MetaHead(weight[0], 0.0, "last")

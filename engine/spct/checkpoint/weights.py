@@ -51,8 +51,10 @@ def stored_dtype(spec: ModelSpec, shards: Shards) -> torch.dtype:
     raise AssertionError("every layer has matrices")
 
 
-def check_tensors(spec: ModelSpec, shards: Shards) -> None:
+def check_tensors(spec: ModelSpec, shards: Shards, extra: Mapping[str, tuple[int, ...]] | None = None) -> None:
     """Compare the names and shapes in the files with those that the model needs.
+
+    extra   names and shapes of tensors beside the decoder's, which must be there too
 
     Tensors that are ignored: rotary frequencies, which config.json determines, and the LM head of a model with tied
     embeddings, which must then equal the embedding.
@@ -60,7 +62,7 @@ def check_tensors(spec: ModelSpec, shards: Shards) -> None:
     Raises: CheckpointError naming the file and the tensor if one is missing, misshapen, of no float dtype, or not expected.
     """
     family = family_named(spec.family)
-    expected = {piece.name: piece.shape for parameter in parameters(spec) for piece in parameter.pieces}
+    expected = {piece.name: piece.shape for parameter in parameters(spec) for piece in parameter.pieces} | dict(extra or {})
     found = shards.file_of
     missing = [name for name in expected if name not in found]
     if missing:
@@ -161,7 +163,9 @@ class WeightReader:
 def empty_packed(parameter: Parameter, scheme: str, device: torch.device) -> PackedLinear:
     """A packed matrix of a parameter's shape, still without its numbers."""
     outputs, inputs = parameter.shape
-    panels = torch.empty((-(-outputs // PANEL), inputs, PANEL), dtype=SCHEMES[scheme], device=device)
+    # The layout of `pack`: panels for the CPU's kernels, plain rows for wide loads elsewhere.
+    width = PANEL if device.type == "cpu" else 1
+    panels = torch.empty((-(-outputs // width), inputs, width), dtype=SCHEMES[scheme], device=device)
     return PackedLinear(panels, scheme, (outputs, inputs), parameter.shard)
 
 

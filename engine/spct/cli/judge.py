@@ -31,7 +31,7 @@ def main(args: Namespace) -> int:
         run = run_parts(engine.fingerprints(sampling, voting), "text")
     if args.json:
         row = InputRow(1, row_key(request), None, request)
-        sys.stdout.buffer.write(judgement_row(row, judgement, run, include_text=True) + b"\n")
+        sys.stdout.buffer.write(judgement_row(row, judgement, run, include_text=True, include_expected=voting.method == "soft") + b"\n")
         sys.stdout.flush()
     else:
         report.print_judgement(Console(file=sys.stdout, highlight=False), request, judgement)

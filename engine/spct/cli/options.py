@@ -11,7 +11,7 @@ from spct.types import SamplingParams, VotingParams
 
 _SAMPLING = ("samples", "seed", "temperature", "top_p", "top_k", "min_p", "max_tokens")
 _VOTING = {"vote": "method", "filter": "filter", "meta_keep": "meta_keep", "orders": "orders"}
-_ENGINE = ("device", "dtype", "weights", "kv_memory", "template", "adapter")
+_ENGINE = ("device", "dtype", "weights", "kv_memory", "template", "adapter", "meta_model")
 
 
 def add_score_arguments(parser: ArgumentParser) -> None:
@@ -64,6 +64,7 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--weights", metavar="SCHEME", help="auto (as stored), fp32, bf16, fp16, int8, w8a8")
     group.add_argument("--kv-memory", metavar="M", help='memory for keys and values, such as "512MiB"')
     group.add_argument("--adapter", metavar="DIR", help="a LoRA folder (adapter_config.json) to merge into the weights")
+    group.add_argument("--meta-model", metavar="DIR", help="a scalar meta RM (sequence-classification folder) that scores every sample")
     group.add_argument("--template", metavar="FILE", help="the judge's prompt (jinja), instead of the checkpoint's own")
 
 
@@ -79,7 +80,7 @@ def add_sampling_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--min-p", type=float, metavar="P", help=f"0: off ({s.min_p:g})")
     group.add_argument("--max-tokens", type=int, metavar="N", help=f"per sample ({s.max_tokens})")
     group = parser.add_argument_group("voting")
-    group.add_argument("--vote", choices=["sum", "mean", "majority"], help=f"how samples become a reward ({v.method})")
+    group.add_argument("--vote", choices=["sum", "mean", "soft", "majority"], help=f"how samples become a reward ({v.method})")
     group.add_argument("--filter", choices=["auto", "meta", "logprob", "none"], help=f"which samples vote ({v.filter})")
     group.add_argument("--meta-keep", type=float, metavar="F", help=f"fraction that the filter keeps ({v.meta_keep:g})")
     group.add_argument("--orders", choices=["balanced", "all", "given"], help=f"orders in which the responses are shown ({v.orders})")

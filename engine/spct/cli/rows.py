@@ -16,10 +16,17 @@ from spct.types import Judgement, Sample
 _MAX_MESSAGE = 1000
 
 
-def judgement_row(row: InputRow, judgement: Judgement, run: Mapping[str, str], *, include_text: bool) -> bytes:
-    """The output row of a request that was judged, or of one that the engine refused."""
+def judgement_row(
+    row: InputRow, judgement: Judgement, run: Mapping[str, str], *, include_text: bool, include_expected: bool = False
+) -> bytes:
+    """The output row of a request that was judged, or of one that the engine refused.
+
+    include_text      the text of every sample
+    include_expected  the expected scores of every sample, of soft votes
+    """
     if judgement.error is not None:
         return error_row(row, judgement.error, run)
+    extra = (*(("expected",) if include_expected else ()), *(("text",) if include_text else ()))
     return msgspec.json.encode(
         {
             "id": row.id,
@@ -28,7 +35,7 @@ def judgement_row(row: InputRow, judgement: Judgement, run: Mapping[str, str], *
             "best": judgement.best,
             "num_votes": judgement.num_votes,
             "stdev": judgement.stdev,
-            "samples": [_sample(sample, include_text) for sample in judgement.samples],
+            "samples": [_sample(sample, extra) for sample in judgement.samples],
             "usage": judgement.usage,
             "timings": judgement.timings,
             "error": None,
@@ -61,6 +68,28 @@ def error_row(row: InputRow, error: SpctError, run: Mapping[str, str]) -> bytes:
     )
 
 
+def drawn_row(key: str, name: str, judgement: Judgement, run: Mapping[str, str], seconds: float) -> bytes:
+    """The row of an evaluation: the samples of one item, or the error for which it was not judged.
+
+    name     which of the evaluation's passes drew them
+    seconds  wall time since the row before
+    """
+    fields = ("scores", "status", "expected", "meta_score", "logprob", "order", "num_tokens")
+    return msgspec.json.encode(
+        {
+            "key": key,
+            "pass": name,
+            "status": "ok" if judgement.error is None else "error",
+            "samples": [{field: getattr(sample, field) for field in fields} for sample in judgement.samples],
+            "usage": judgement.usage,
+            "timings": judgement.timings,
+            "error": None if judgement.error is None else {"type": type(judgement.error).__name__, "message": str(judgement.error)},
+            "seconds": round(seconds, 6),
+            "run": run,
+        }
+    )
+
+
 def run_parts(fingerprints: Mapping[str, str], include: str | None) -> dict[str, str]:
     """A short hash of everything that a row depends on beside its request, by name, so that what differs can be told.
 
@@ -70,6 +99,5 @@ def run_parts(fingerprints: Mapping[str, str], include: str | None) -> dict[str,
     return {**fingerprints, "include": hashlib.blake2b((include or "").encode(), digest_size=4).hexdigest()}
 
 
-def _sample(sample: Sample, include_text: bool) -> dict[str, Any]:
-    fields = ("scores", "status", "kept", "meta_score", "order", "num_tokens", *(("text",) if include_text else ()))
-    return {name: getattr(sample, name) for name in fields}
+def _sample(sample: Sample, extra: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(sample, name) for name in ("scores", "status", "kept", "meta_score", "order", "num_tokens", *extra)}

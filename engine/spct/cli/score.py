@@ -44,7 +44,8 @@ def main(args: Namespace) -> int:
                 run = run_parts(engine.fingerprints(sampling, voting), args.include)
                 store.begin(run, retry_errors=args.retry_errors)
                 total = source.count_rows() if sys.stderr.isatty() else None
-                scoring = _Scoring(source, store, run, args.include == "text", ProgressBar("judging", total))
+                include = {"include_text": args.include == "text", "include_expected": voting.method == "soft"}
+                scoring = _Scoring(source, store, run, include, ProgressBar("judging", total))
                 return scoring.run_all(engine, sampling, voting)
 
 
@@ -55,7 +56,7 @@ class _Scoring:
     source: Source
     store: OutputStore
     run: Mapping[str, str]
-    include_text: bool
+    include: Mapping[str, bool]
     bar: ProgressBar
     pending: dict[int, InputRow] = field(default_factory=dict)
     at_end: bool = False
@@ -108,7 +109,7 @@ class _Scoring:
 
     def _finish(self, judgement: Judgement) -> None:
         row = self.pending.pop(judgement.index)
-        self.store.append(judgement_row(row, judgement, self.run, include_text=self.include_text))
+        self.store.append(judgement_row(row, judgement, self.run, **self.include))
         self.store.num_errors += judgement.error is not None
         self.num_judged += judgement.error is None
         self.num_samples += len(judgement.samples)

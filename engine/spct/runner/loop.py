@@ -73,7 +73,7 @@ class StepLoop:
                 if step is None:
                     return False
                 drawn = self.runner.run(step)
-                finished = self.scheduler.commit(step, drawn.token_ids, drawn.logprobs, drawn.meta_logits)
+                finished = self.scheduler.commit(step, drawn.token_ids, drawn.logprobs, drawn.meta_logits, drawn.read_logprobs)
             except Exception as error:
                 finished = self._fail_all(error)
             except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,25 @@ from torch import Tensor
 
 from spct.cache.pages import IntArray
 from spct.models.decoder import Decoder, ForwardBatch
+from spct.models.head import OutputHead
 from spct.models.kv import KVCache
 from spct.scheduling.layout import Layout
 from spct.scheduling.scheduler import Step
-from spct.scheduling.sequence import Sequence
-from spct_kernels import AttentionPlan, fused_sample
+from spct.scheduling.sequence import ReadLogprobs, Sequence
+from spct_kernels import AttentionPlan, fused_sample, token_logits
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One entry per draw of a step: token id (-1: numeric error), log-probability, meta logit (None without a head)."""
+    """One entry per draw of a step: token id (-1: numeric error), log-probability, meta logit (None without a head).
+
+    read_logprobs  one entry per read of the step: the log-probabilities that it asked for; None: numeric error
+    """
 
     token_ids: list[int]
     logprobs: list[float]
     meta_logits: list[float] | None
+    read_logprobs: list[ReadLogprobs | None] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -83,8 +88,9 @@ class ModelRunner:
             self._params.position += 1
         else:
             self._params = _DrawParams.of(step.draws, self.device)
+        read = self._read(step, hidden) if step.reads and hidden is not None else []
         if not step.draws:
-            return Drawn([], [], None)
+            return Drawn([], [], None, read)
         head, params = self.decoder.head, self._params
         output = fused_sample(
             states,
@@ -104,7 +110,30 @@ class ModelRunner:
             backend=self.backend,
         )
         meta = None if output.meta is None else output.meta.tolist()
-        return Drawn(output.token.tolist(), output.logprob.tolist(), meta)
+        return Drawn(output.token.tolist(), output.logprob.tolist(), meta, read)
+
+    def _read(self, step: Step, hidden: Tensor) -> list[ReadLogprobs | None]:
+        """The log-probabilities that the step's reads ask for, untempered and untruncated, without the [rows, V] logits.
+
+        A greedy draw gives the log-probability of one token, and with it, since its logit is among those looked up, the normaliser.
+        """
+        rows: list[int] = []
+        asked: list[tuple[int, ...]] = []
+        for sequence, end in zip(step.reads, step.read_rows, strict=True):
+            read = sequence.next_read
+            assert read is not None
+            for back, ids in zip(range(len(read.path), -1, -1), read.asked, strict=True):
+                if ids:
+                    rows.append(end - back)
+                    asked.append(ids)
+        lists = iter(_logprobs(self.decoder.head, hidden[torch.tensor(rows, device=self.device)], asked, self.backend))
+        result: list[ReadLogprobs | None] = []
+        for sequence in step.reads:
+            read = sequence.next_read
+            assert read is not None
+            found = [next(lists) if ids else () for ids in read.asked]
+            result.append(None if None in found else tuple(x for x in found if x is not None))
+        return result
 
     @torch.inference_mode()
     def logits(self, token_ids: tuple[int, ...]) -> Tensor:
@@ -183,6 +212,42 @@ class ModelRunner:
                 assert sequence.prompt_node is not None
                 rows.append(sequence.prompt_node.final_hidden)
         return torch.stack(rows)
+
+
+def _logprobs(head: OutputHead, states: Tensor, asked: list[tuple[int, ...]], backend: str) -> list[tuple[float, ...] | None]:
+    """For each row of `states` [rows, E], the log-probabilities of the ids asked for; None where a logit is NaN or +Inf."""
+    count, device = len(asked), states.device
+
+    def filled(value: float, dtype: torch.dtype) -> Tensor:
+        return torch.full((count,), value, dtype=dtype, device=device)
+
+    zeros = filled(0, torch.int64)
+    best = fused_sample(
+        states,
+        head.norm_weight,
+        head.lm_head,
+        temperature=filled(0, torch.float32),
+        top_k=filled(0, torch.int32),
+        top_p=filled(1, torch.float32),
+        min_p=filled(0, torch.float32),
+        seed=zeros,
+        position=zeros,
+        softcap=head.softcap,
+        norm_eps=head.norm_eps,
+        backend=backend,
+    )
+    tokens, logprobs = best.token.tolist(), best.logprob.tolist()
+    lists = [(*ids, max(token, 0)) for ids, token in zip(asked, tokens, strict=True)]
+    offsets = torch.tensor([0, *map(len, lists)]).cumsum(0)
+    ids = torch.tensor([t for x in lists for t in x], dtype=torch.int64, device=device)
+    logits = token_logits(
+        states, head.norm_weight, head.lm_head, offsets.to(device), ids, softcap=head.softcap, norm_eps=head.norm_eps, backend=backend
+    ).tolist()
+    found: list[tuple[float, ...] | None] = []
+    for i, token in enumerate(tokens):
+        *own, top = logits[offsets[i] : offsets[i + 1]]
+        found.append(None if token < 0 else tuple(value - top + logprobs[i] for value in own))
+    return found
 
 
 def _banned(draws: list[Sequence], device: torch.device) -> tuple[Tensor, Tensor] | None:

@@ -16,17 +16,25 @@ LongArray = npt.NDArray[np.int64]
 
 @dataclass(eq=False, slots=True)
 class Run:
-    """Consecutive tokens of one node that enter the forward: `tokens[first : first + count]` of a prompt or a sequence."""
+    """Consecutive tokens of one node that enter the forward: `tokens[first : first + count]` of a prompt or a sequence.
+
+    path   the last of them, where they are not the sequence's own
+    reads  these rows are a `Read`
+    """
 
     node: PrefixNode
     first: int
     count: int
     sequence: Sequence
+    path: tuple[int, ...] = ()
+    reads: bool = False
 
     @property
     def token_ids(self) -> list[int]:
         """The tokens that are fed."""
         tokens = self.sequence.token_ids if self.node.private else self.node.tokens
+        if self.path:
+            return [*tokens[self.first : self.first + self.count - len(self.path)], *self.path]
         return tokens[self.first : self.first + self.count]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spct.cache.tree import PrefixNode, PrefixTree
 from spct.scheduling.layout import Layout, Run, build_layout
-from spct.scheduling.sequence import Group, Sequence
+from spct.scheduling.sequence import Group, ReadLogprobs, Sequence
 from spct.types import FinishReason
 
 
@@ -21,12 +21,16 @@ class Step:
     is_advance  the layout's structure is that of the step before: only its rows moved on by one token
     draws       sequences that get a token, in the depth-first order of their rows
     draw_rows   for each draw, its row in the forward, or -1: it starts from its prompt's `final_hidden`
+    reads       sequences that have drawn their last token and look something up (`next_read`)
+    read_rows   for each of them, the last of its rows in the forward
     """
 
     layout: Layout | None
     is_advance: bool
     draws: list[Sequence]
     draw_rows: list[int]
+    reads: list[Sequence] = field(default_factory=list)
+    read_rows: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -87,24 +91,31 @@ class Scheduler:
             return None
         if (step := self._advance()) is not None:
             return step
-        runs, drawing = self._runs()
+        runs, drawing, reading = self._runs()
         self._layout = layout = build_layout(runs) if runs else None
         rows = {s: layout.run_end.get(_last_node(s), -1) if layout is not None else -1 for s in drawing}
         draws = sorted(drawing, key=lambda s: rows[s])
-        return Step(layout, False, draws, [rows[s] for s in draws])
+        ends = [layout.run_end[_last_node(s)] for s in reading] if layout is not None else []
+        return Step(layout, False, draws, [rows[s] for s in draws], reading, ends)
 
     def commit(
-        self, step: Step, token_ids: SequenceOf[int], logprobs: SequenceOf[float], meta_logits: SequenceOf[float] | None
+        self,
+        step: Step,
+        token_ids: SequenceOf[int],
+        logprobs: SequenceOf[float],
+        meta_logits: SequenceOf[float] | None,
+        read_logprobs: SequenceOf[ReadLogprobs | None] = (),
     ) -> list[Group]:
         """Books what a step computed and drew; returns the groups that it finished.
 
         token_ids    one per draw; -1 where the logits held a NaN or +Inf
         logprobs     one per draw, natural log
         meta_logits  one per draw, or None without a meta head
+        read_logprobs  one per read; None where the logits held a NaN or +Inf
         """
         now = time.perf_counter()
         self._book_rows(step, now)
-        finished = []
+        finished = self._book_reads(step, read_logprobs)
         for i, sequence in enumerate(step.draws):
             group = sequence.group
             group.first_token_s = group.first_token_s or now
@@ -119,6 +130,8 @@ class Scheduler:
                 if meta_logits is not None:
                     sequence.meta_logits.append(meta_logits[i])
                 reason = _end_of(sequence)
+                if reason == "eos" and group.reader is not None and (reads := group.reader(sequence)):
+                    sequence.reads, reason, self._layout = reads, None, None
             if reason is not None:
                 self._finish(sequence, reason)
                 if group.is_finished:
@@ -134,7 +147,7 @@ class Scheduler:
         for sequence in sorted(self.running, key=lambda s: s.arrival):
             while sequence.node is not None:
                 before = len(sequence.node.slots)
-                if self.tree.grow(sequence.node, len(sequence.token_ids)):
+                if self.tree.grow(sequence.node, sequence.num_slots_needed):
                     if len(sequence.node.slots) != before:
                         self._layout = None
                     break
@@ -154,12 +167,12 @@ class Scheduler:
                 break
             pool = self.tree.pool
             # One page for each running sequence keeps a newcomer from being preempted at the next page boundary.
-            headroom = pool.pages_for(len(sequence.token_ids) + 1) + len(self.running)
+            headroom = pool.pages_for(sequence.num_slots_needed + 1) + len(self.running)
             if self.running and pool.num_free + pool.num_cached < headroom:
                 self.tree.release(node)
                 break
             private = self.tree.open_sequence(node)
-            if not self.tree.grow(private, len(sequence.token_ids)):
+            if not self.tree.grow(private, sequence.num_slots_needed):
                 self.tree.release(node)
                 break
             self.waiting.popleft()
@@ -175,11 +188,12 @@ class Scheduler:
         layout.advance()
         return Step(layout, True, [run.sequence for run in layout.runs], list(range(layout.num_rows)))
 
-    def _runs(self) -> tuple[list[Run], list[Sequence]]:
-        """What enters the forward, and who draws after it. Decoding rows always run; prefill shares a budget."""
+    def _runs(self) -> tuple[list[Run], list[Sequence], list[Sequence]]:
+        """What enters the forward, who draws after it and who reads. Decoding and reading rows always run; prefill shares a budget."""
         budget = self.max_prefill_tokens
         runs: dict[PrefixNode, Run] = {}
         drawing: list[Sequence] = []
+        reading: list[Sequence] = []
         for sequence in sorted(self.running, key=lambda s: s.arrival):
             prompt_node, private = sequence.prompt_node, sequence.node
             assert prompt_node is not None and private is not None
@@ -193,6 +207,12 @@ class Scheduler:
                     runs[node] = Run(node, node.num_computed, min(budget, lacking), sequence)
                     budget -= runs[node].count
                 is_ready &= not lacking or (node in runs and runs[node].count == lacking)
+            if sequence.reads is not None:
+                if is_ready and (run := _read_run(sequence, private, budget)) is not None:
+                    runs[private] = run
+                    budget -= 0 if run.reads else run.count
+                    reading += [sequence] if run.reads else []
+                continue
             pending = sequence.num_pending
             if is_ready and pending == 1:
                 runs[private] = Run(private, private.num_computed, 1, sequence)
@@ -201,14 +221,31 @@ class Scheduler:
                 budget -= runs[private].count
             if is_ready and (not pending or (private in runs and runs[private].count == pending)):
                 drawing.append(sequence)
-        return list(runs.values()), drawing
+        return list(runs.values()), drawing, reading
+
+    def _book_reads(self, step: Step, read_logprobs: SequenceOf[ReadLogprobs | None]) -> list[Group]:
+        """Keeps what was looked up and ends the sequences that need no more; returns the groups that are finished with that."""
+        finished = []
+        for sequence, logprobs in zip(step.reads, read_logprobs, strict=True):
+            assert sequence.reads is not None and sequence.prompt_node is not None
+            if logprobs is None:
+                self.tree.forget(sequence.prompt_node)
+                self._finish(sequence, "numeric_error")
+            else:
+                sequence.read_logprobs.append(logprobs)
+                if len(sequence.read_logprobs) == len(sequence.reads):
+                    self._finish(sequence, "eos")
+            if sequence.group.is_finished:
+                finished.append(sequence.group)
+        return finished
 
     def _book_rows(self, step: Step, now: float) -> None:
         if step.layout is None:
             return
-        only_decode = len(step.draws) == step.layout.num_rows == len(step.layout.runs)
+        only_decode = not step.reads and len(step.draws) == step.layout.num_rows == len(step.layout.runs)
         for run in step.layout.runs:
-            run.node.num_computed += run.count
+            # What a read fed in place of the sequence's own tokens is not theirs.
+            run.node.num_computed = run.first + run.count - len(run.path)
             group = run.sequence.group
             group.first_step_s = group.first_step_s or now
             if not run.node.private:
@@ -248,6 +285,17 @@ def _last_node(sequence: Sequence) -> PrefixNode:
     node = sequence.node if sequence.token_ids else sequence.prompt_node
     assert node is not None
     return node
+
+
+def _read_run(sequence: Sequence, private: PrefixNode, budget: int) -> Run | None:
+    """The rows of a sequence's next read, in its own slots; before them, after a preemption, those that it needs again."""
+    read = sequence.next_read
+    assert read is not None
+    first = read.position - bool(read.asked[0])
+    if private.num_computed >= first:
+        return Run(private, first, read.position - first + len(read.path), sequence, read.path, reads=True)
+    count = min(budget, first - private.num_computed)
+    return Run(private, private.num_computed, count, sequence) if count else None
 
 
 def _end_of(sequence: Sequence) -> FinishReason | None:

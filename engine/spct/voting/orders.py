@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from spct.types import OrderMode
+
+Score = TypeVar("Score", int, float)
 
 
 def order_of(mode: OrderMode, num_responses: int, seed: int, content: bytes, index: int) -> tuple[int, ...]:
@@ -35,9 +38,9 @@ def orders(mode: OrderMode, num_responses: int, num_samples: int, seed: int, con
     return [order_of(mode, num_responses, seed, content, i) for i in range(num_samples)]
 
 
-def in_request_order(shown: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+def in_request_order(shown: Sequence[Score], order: Sequence[int]) -> tuple[Score, ...]:
     """Map scores in the order shown back: `shown[p]` belongs to response `order[p]`."""
-    mapped = [0] * len(order)
+    mapped = list(shown)
     for place, response in enumerate(order):
         mapped[response] = shown[place]
     return tuple(mapped)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 _BOX = "\\boxed"
 _THINK, _END_THINK = "<think>", "</think>"
-_BLANK = " \t\r\n"
+BLANKS = " \t\r\n"
 _DIGITS = frozenset("0123456789")
 
 
@@ -24,25 +24,40 @@ def parse_scores(text: str, num_responses: int, score_range: tuple[int, int], *,
     and Markdown around the box too. No sign, point, leading zero or other character is. Where the judge thinks first, only what follows
     the last `</think>` counts; a block that is still open gives None.
     """
+    spans = score_spans(text, num_responses, score_range, in_think=in_think)
+    return None if spans is None else tuple(int(text[start:end]) for start, end in spans)
+
+
+def score_spans(
+    text: str, num_responses: int, score_range: tuple[int, int], *, in_think: bool = False
+) -> tuple[tuple[int, int], ...] | None:
+    """Find where `parse_scores` reads: (start, end) of the digits of each score in `text`; None where it reads nothing."""
     start = _verdict_start(text, in_think)
     if start is None:
         return None
-    content = _last_box(text, start)
-    if content is None:
+    box = _last_box(text, start)
+    if box is None:
         return None
-    low, high = score_range
+    content = text[slice(*box)]
     if content.count(",") != num_responses - 1:
         return None
-    scores = []
+    spans = []
+    place = box[0]
     for item in content.split(","):
-        digits = item.strip(_BLANK)
-        if not 0 < len(digits) <= len(str(high)) or not _DIGITS.issuperset(digits) or (digits[0] == "0" and len(digits) > 1):
+        digits = item.strip(BLANKS)
+        if not _is_score(digits, score_range):
             return None
-        score = int(digits)
-        if not low <= score <= high:
-            return None
-        scores.append(score)
-    return tuple(scores)
+        first = place + len(item) - len(item.lstrip(BLANKS))
+        spans.append((first, first + len(digits)))
+        place += len(item) + 1
+    return tuple(spans)
+
+
+def _is_score(digits: str, score_range: tuple[int, int]) -> bool:
+    low, high = score_range
+    if not 0 < len(digits) <= len(str(high)) or not _DIGITS.issuperset(digits) or (digits[0] == "0" and len(digits) > 1):
+        return False
+    return low <= int(digits) <= high
 
 
 def _verdict_start(text: str, in_think: bool) -> int | None:
@@ -50,22 +65,22 @@ def _verdict_start(text: str, in_think: bool) -> int | None:
     closed = text.rfind(_END_THINK)
     if closed >= 0:
         after = closed + len(_END_THINK)
-        return None if text[after:].lstrip(_BLANK).startswith(_THINK) else after
-    return None if in_think or text.lstrip(_BLANK).startswith(_THINK) else 0
+        return None if text[after:].lstrip(BLANKS).startswith(_THINK) else after
+    return None if in_think or text.lstrip(BLANKS).startswith(_THINK) else 0
 
 
-def _last_box(text: str, start: int) -> str | None:
-    """Give the contents of the last box after `start`, None if there is none or it never ends."""
+def _last_box(text: str, start: int) -> tuple[int, int] | None:
+    """Give the span of the contents of the last box after `start`, None if there is none or it never ends."""
     end = len(text)
     while True:
         box = text.rfind(_BOX, start, end)
         if box < 0:
             return None
         brace = box + len(_BOX)
-        while brace < end and text[brace] in _BLANK:
+        while brace < end and text[brace] in BLANKS:
             brace += 1
         if brace < len(text) and text[brace] == "{":
             close = text.find("}", brace)
-            return None if close < 0 else text[brace + 1 : close]
+            return None if close < 0 else (brace + 1, close)
         # A mere mention of \boxed: look before it. The scan above never passes `end`, so all turns together read the text once.
         end = box

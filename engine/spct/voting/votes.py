@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spct.errors import ConfigError, InputError
 from spct.types import FilterMethod, FinishReason, Sample, SampleStatus, VotingParams
@@ -22,6 +23,7 @@ class ParsedSample:
     meta_score  pooled meta logit; None without a meta head
     logprob     mean log-probability per token; None without tokens
     token_ids, token_logprobs  what was drawn, token by token
+    expected    expected scores in the request's order; None unless they were looked up
     """
 
     scores: tuple[int, ...] | None
@@ -33,6 +35,7 @@ class ParsedSample:
     logprob: float | None = None
     token_ids: tuple[int, ...] = ()
     token_logprobs: tuple[float, ...] = ()
+    expected: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,10 @@ def read_sample(
     logprob: float | None = None,
     token_ids: tuple[int, ...] = (),
     token_logprobs: tuple[float, ...] = (),
+    expected: tuple[float, ...] | None = None,
     in_think: bool = False,
 ) -> ParsedSample:
-    """Parse a finished sample and map its scores back through its order.
+    """Parse a finished sample and map its scores, and the expected ones (in the order shown), back through its order.
 
     Only a sample that ended by itself is parsed: one cut at its limit is `truncated`, whatever it has written.
     """
@@ -71,7 +75,8 @@ def read_sample(
         scores = None if shown is None else in_request_order(shown, order)
     else:
         status = "truncated" if finish_reason == "length" else finish_reason
-    return ParsedSample(scores, status, order, text, num_tokens, meta_score, logprob, token_ids, token_logprobs)
+    expected = in_request_order(expected, order) if expected is not None and scores is not None else None
+    return ParsedSample(scores, status, order, text, num_tokens, meta_score, logprob, token_ids, token_logprobs, expected)
 
 
 def judge(samples: Sequence[ParsedSample], num_responses: int, voting: VotingParams, has_meta_head: bool) -> Outcome:
@@ -79,18 +84,22 @@ def judge(samples: Sequence[ParsedSample], num_responses: int, voting: VotingPar
 
     sum       a response's reward is the sum of its scores (DeepSeek-GRM, arXiv 2504.02495, eq. 14)
     mean      the sum divided by the number of votes
+    soft      the sum of the expected scores; a sample whose expected scores could not be found is a parse error
     majority  a sample votes for its strict maximum; a tie in it adds 0, yet the sample counts
 
     Raises: ConfigError if the filter needs a meta head that is not there; InputError if a sample's scores are not one per response.
     """
     method = resolve_filter(voting.filter, has_meta_head)
+    if voting.method == "soft":
+        samples = [replace(s, status="parse_error", scores=None) if s.status == "ok" and s.expected is None else s for s in samples]
     parsed = [i for i, sample in enumerate(samples) if sample.status == "ok"]
     for i in parsed:
-        scores = samples[i].scores
-        if scores is None or len(scores) != num_responses:
-            raise InputError(f"samples[{i}].scores: expected {num_responses} scores of a sample with status 'ok', got {scores}")
+        scores, expected = samples[i].scores, samples[i].expected
+        if scores is None or len(scores) != num_responses or (expected is not None and len(expected) != num_responses):
+            got = scores if expected is None else (scores, expected)
+            raise InputError(f"samples[{i}].scores: expected {num_responses} scores of a sample with status 'ok', got {got}")
     kept = frozenset(_keep(samples, parsed, method, voting.meta_keep))
-    ballots = [_ballot(scores, voting) for i in sorted(kept) if (scores := samples[i].scores) is not None]
+    ballots = [_ballot(samples[i], voting) for i in sorted(kept)]
     rewards = _rewards(ballots, num_responses, voting)
     return Outcome(
         rewards=rewards,
@@ -109,7 +118,9 @@ def resolve_filter(method: FilterMethod, has_meta_head: bool) -> FilterMethod:
     if method == "auto":
         return "meta" if has_meta_head else "none"
     if method == "meta" and not has_meta_head:
-        raise ConfigError('filter: "meta" needs a checkpoint with meta_head.safetensors, got one without; use "logprob", "none" or "auto"')
+        raise ConfigError(
+            'filter: "meta" needs a checkpoint with meta_head.safetensors or a separate meta model (meta_model), got neither; use "logprob", "none" or "auto"'
+        )
     return method
 
 
@@ -134,14 +145,16 @@ def _finite(value: float | None) -> float:
     return value if value is not None and math.isfinite(value) else -math.inf
 
 
-def _ballot(scores: tuple[int, ...], voting: VotingParams) -> tuple[int, ...]:
+def _ballot(sample: ParsedSample, voting: VotingParams) -> Sequence[float]:
+    scores = sample.expected if voting.method == "soft" else sample.scores
+    assert scores is not None, "a kept sample has scores"
     if voting.method != "majority":
         return scores
     best = max(scores)
     return tuple(int(score == best and scores.count(best) == 1) for score in scores)
 
 
-def _rewards(ballots: list[tuple[int, ...]], num_responses: int, voting: VotingParams) -> tuple[float | None, ...]:
+def _rewards(ballots: list[Sequence[float]], num_responses: int, voting: VotingParams) -> tuple[float | None, ...]:
     if not ballots:
         return (None,) * num_responses
     sums = [sum(column) for column in zip(*ballots, strict=True)]
@@ -155,11 +168,13 @@ def _best(rewards: tuple[float | None, ...]) -> int | None:
     return rewards.index(max(values))
 
 
-def _stdev(values: list[int]) -> float | None:
+def _stdev(values: list[float]) -> float | None:
     if not values:
         return None
-    # In integers up to the root, so that equal votes give exactly 0.
-    return math.sqrt(len(values) * sum(v * v for v in values) - sum(values) ** 2) / len(values)
+    if all(isinstance(v, int) for v in values):
+        # In integers up to the root, so that equal votes give exactly 0.
+        return math.sqrt(len(values) * sum(v * v for v in values) - sum(values) ** 2) / len(values)
+    return statistics.pstdev(values)
 
 
 def _final(sample: ParsedSample, kept: bool) -> Sample:
@@ -175,4 +190,5 @@ def _final(sample: ParsedSample, kept: bool) -> Sample:
         logprob=sample.logprob,
         token_ids=sample.token_ids,
         token_logprobs=sample.token_logprobs,
+        expected=sample.expected if sample.status == "ok" else None,
     )
