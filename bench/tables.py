@@ -25,20 +25,28 @@ def percent(value: float) -> str:
 
 
 def accuracy_table(report: dict[str, Any]) -> str:
-    """Accuracy of a judge on one data set: a row per subset, a column per number of samples."""
+    """Accuracy of a judge on one data set: a row per subset, a column per number of samples; of many, the smallest, a quarter and all."""
     ks = sorted(report["voting"], key=int)
-    head = ["domain", "items", "chance", "valid samples", *(f"{k} sample{'s' * (k != '1')}" for k in ks)]
+    if len(ks) > 3:
+        ks = [k for k in ks if int(k) in (int(ks[0]), int(ks[-1]) // 4, int(ks[-1]))]
+    columns = [("voting", k, f"{k} sample{'s' * (k != '1')}") for k in ks]
+    columns += [("meta", k, f"{k}, meta RM") for k in ks if "meta" in report and k != "1"]
+    has_greedy = "greedy" in report
+    head = ["domain", "items", "chance", "valid samples", *(["greedy"] if has_greedy else []), *(label for _, _, label in columns)]
     rows = [("**all**", report), *sorted(report["subsets"].items())]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, section in rows:
         cells = [name, str(section["items"]), percent(section["chance"]), percent(section["valid_rate"])]
-        for k in ks:
-            low, high = section["intervals"]["voting"][k]
-            cells.append(f"{percent(section['voting'][k])} ({percent(low)} to {percent(high)})")
+        cells += [percent(section["greedy"])] if has_greedy else []
+        for curve, k, _ in columns:
+            low, high = section["intervals"][curve][k]
+            cells.append(f"{percent(section[curve][k])} ({percent(low)} to {percent(high)})")
         lines.append("| " + " | ".join(cells) + " |")
     note = report["measured"]
     lines.append("")
-    lines.append("Accuracy in % with 95% intervals (bootstrap over items), plain votes, temperature 1.")
+    guided = "; meta RM: the half of them that it ranks highest" if "meta" in report else ""
+    greedy = "; greedy: one sample at temperature 0, averaged over the orders" if has_greedy else ""
+    lines.append(f"Accuracy in % with 95% intervals (bootstrap over items), plain votes, temperature 1{guided}{greedy}.")
     lines.append(f"{note['date']}, {note['machine']}: `{note['command']}`.")
     return "\n".join(lines) + "\n"
 

@@ -13,16 +13,23 @@ from random import Random
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_checkpoints import TINY as FAMILIES
+from tiny_checkpoints import oracle, write_tiny
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
+from spct import Engine, SamplingParams
 from spct.cli.main import main as spct_main
 from spct.errors import CheckpointError, ConfigError
 from spct.prompting import JudgePrompt
 from spct.training.checkpoints import load_state
+from spct.training.demonstration_loss import demonstration_loss
 from spct.training.folder import ModelSize, write_text_side
 from spct.training.optimisers import learning_rate
 from spct.training.packed_model import ATTENTION, packed_loss
 from spct.training.packing import draw_batches, example_tokens, pack
+from spct.training.policy import Policy
 from spct.training.sft import STATE_FILE, SftConfig, run
 from spct.training.tasks import draw_item
 
@@ -95,6 +102,59 @@ def test_packed_loss_equals_plain_forwards(trained):
         loss, own, seen = packed_loss(model, pack(examples), 0.0)
     assert int(seen) == count
     assert float(own) == pytest.approx(plain, rel=1e-5) and float(loss) == float(own)
+
+
+@pytest.mark.parametrize("name", ["gemma2-tight-caps", "qwen2-layer-types", "qwen3"])
+def test_the_loss_of_every_family_equals_plain_forwards(name, tmp_path):
+    (tiny,) = (t for t in FAMILIES if t.name == name)
+    policy = Policy(write_tiny(tmp_path, tiny), device=torch.device("cpu"))
+    rng = Random(name)
+    examples = [
+        (tuple(rng.randrange(256) for _ in range(p)), [tuple(rng.randrange(256) for _ in range(d)) for d in lengths])
+        for p, lengths in ((9, (5, 1)), (20, (3, 14)), (2, (7, 7)))
+    ]
+    judge = oracle(tmp_path)
+    own, of_prompts, count = 0.0, 0.0, 0
+    with torch.no_grad():
+        for start, demos in examples:
+            for g, demo in enumerate(demos):
+                ids = torch.tensor([*start, *demo])
+                each = torch.nn.functional.cross_entropy(judge(ids[None, :-1]).logits[0], ids[1:], reduction="none")
+                own += float(each[len(start) - 1 :].sum())
+                of_prompts += float(each[: len(start) - 1].sum()) if g == 0 else 0.0
+                count += len(demo)
+        loss, got, seen = demonstration_loss(policy.model, pack(examples), 0.25)
+    assert int(seen) == count and float(got) == pytest.approx(own, rel=1e-5)
+    assert float(loss) == pytest.approx(own + 0.25 * of_prompts, rel=1e-5)
+
+
+def test_demonstrations_have_no_bos_behind_their_prompt(tmp_path):
+    (tiny,) = (t for t in FAMILIES if t.name == "llama")
+    write_tiny(tmp_path, tiny)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    bos = tokenizer.token_to_id("<special0>")
+    tokenizer.post_processor = TemplateProcessing(single="<special0> $A", special_tokens=[("<special0>", bos)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<special0>", "eos_token": "<special1>"}))
+    prompt = JudgePrompt(tmp_path)
+    start, demos = example_tokens(prompt, draw_item("train", 0, 0), 2, Random(0))
+    assert start[0] == bos and all(bos not in demo for demo in demos)
+
+
+def test_adapters_learn_demonstrations(trained, tmp_path):
+    settings = {**SETTINGS, "small_steps": 0, "lr": 2e-2}
+    first = run(SftConfig(output=tmp_path / "a", model=trained[0], lora=8, steps=3, save_every=1e9, **settings))
+    assert first.finished and not (tmp_path / "a" / "model.safetensors").exists()
+    run(SftConfig(output=tmp_path / "b", model=trained[0], lora=8, steps=2, save_every=1e9, **settings))
+    resumed = run(SftConfig(output=tmp_path / "b", model=trained[0], lora=8, steps=3, save_every=1e9, **settings))
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in "ab")
+    assert one.keys() == other.keys() and any(float(t.abs().max()) > 0 for n, t in one.items() if "lora_B" in n)
+    assert resumed.step == 3 and all(torch.equal(one[n], other[n]) for n in one)
+    with Engine.from_pretrained(trained[0], adapter=str(tmp_path / "a")) as engine:
+        assert engine.score("q", ["a"], sampling=SamplingParams(samples=1, max_tokens=3)).samples
+    for wrong in (dict(lora=2), dict(model=trained[0], lora=2, adapter=tmp_path / "a"), dict(model=trained[0], lora=1, lora_alpha=0.0)):
+        with pytest.raises(ConfigError, match="lora"):
+            SftConfig(output=tmp_path, **wrong)
 
 
 def test_training_prompts_are_those_of_inference(trained):

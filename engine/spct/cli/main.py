@@ -38,7 +38,7 @@ COMMANDS = {
     "judge": Command("one judgement, for a person to read", "spct.cli.options:add_judge_arguments", "spct.cli.judge:main"),
     "info": Command("what a model is, what it needs, and the k that fits", "spct.cli.options:add_info_arguments", "spct.cli.info:main"),
     "train": Command("train a judge", "spct.training.cli:add_arguments", "spct.training.cli:main"),
-    "eval": Command("accuracy of a judge against k", "spct.evaluation.cli:add_arguments", "spct.evaluation.cli:main"),
+    "eval": Command("accuracy of a judge against k", "spct.cli.eval_options:add_arguments", "spct.cli.evaluate:main"),
 }
 
 

@@ -2,7 +2,8 @@
 
 Accuracy at k averages over all disjoint blocks of k of the drawn samples. A block without a vote counts 0; a tie among m counts 1/m
 if the right response is in it (`strict` counts it as wrong). An item with one response is right when its mean score lies on the right
-side of the template's middle; the middle itself is wrong.
+side of the template's middle; the middle itself is wrong. Where several responses are acceptable, a tie counts the share of them in it
+(`strict`: 1 if nothing else is in it); where the annotators call it a tie, only a tie of all responses is right.
 """
 
 from __future__ import annotations
@@ -20,26 +21,43 @@ class Truth:
 
     subset         a domain or subset to report apart
     num_responses  1 or more
-    best           index of the right response; with one response 0 if it is good, None if it is bad
+    best           index of the right response; with one response 0 if it is good, None if it is bad; None where not exactly one is right
+    good           indices of all acceptable responses; None: `best` alone. Several responses and none good: a tie is right
     """
 
     subset: str
     num_responses: int
     best: int | None
+    good: tuple[int, ...] | None = None
+
+    @property
+    def acceptable(self) -> tuple[int, ...]:
+        """Indices of the acceptable responses."""
+        return self.good if self.good is not None else () if self.best is None else (self.best,)
 
     @property
     def chance(self) -> float:
-        """Accuracy of a judge that draws at random."""
-        return 1 / self.num_responses if self.num_responses > 1 else 0.5
+        """Accuracy of a judge that draws a response at random; with one response, good or bad."""
+        return len(self.acceptable) / self.num_responses if self.num_responses > 1 else 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnSample:
-    """A sample as far as accuracy needs it: scores in the request's order (None: no vote), and what a filter may sort by."""
+    """A sample as far as an evaluation needs it.
+
+    scores               in the request's order; None: no vote
+    meta_score, logprob  what a filter may sort by
+    expected             expected scores in the request's order, where they were looked up
+    order                order[p] is the index of the response shown at place p; None: as given
+    num_tokens           generated
+    """
 
     scores: Scores | None
     meta_score: float | None = None
     logprob: float | None = None
+    expected: tuple[float, ...] | None = None
+    order: tuple[int, ...] | None = None
+    num_tokens: int = 0
 
 
 def credit(truth: Truth, totals: Sequence[float] | None, middle: float, *, strict: bool = False) -> float:
@@ -51,12 +69,13 @@ def credit(truth: Truth, totals: Sequence[float] | None, middle: float, *, stric
     if totals is None:
         return 0.0
     if truth.num_responses == 1:
-        return float(totals[0] > middle) if truth.best == 0 else float(totals[0] < middle)
+        return float(totals[0] > middle) if truth.acceptable else float(totals[0] < middle)
     top = max(totals)
-    winners = [i for i, total in enumerate(totals) if total == top]
-    if truth.best not in winners:
-        return 0.0
-    return float(len(winners) == 1) if strict else 1 / len(winners)
+    winners = {i for i, total in enumerate(totals) if total == top}
+    if not truth.acceptable:
+        return float(len(winners) == len(totals))
+    share = len(winners.intersection(truth.acceptable)) / len(winners)
+    return float(share == 1) if strict else share
 
 
 def mean_scores(samples: Sequence[DrawnSample]) -> tuple[float, ...] | None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from spct.errors import ConfigError
 from spct.evaluation.accuracy import Truth
+from spct.evaluation.datasets import BenchmarkItem
 from spct.training.tasks import Item, draw_items
 
 SPLIT = "embedded-test"
 DATA_SEED = 41_170_923
 DEFAULT_ITEMS = 2_000
+
+AnyItem = TypeVar("AnyItem", Item, BenchmarkItem)
 
 
 def load(limit: int | None = None, data_seed: int = DATA_SEED) -> list[Item]:
@@ -30,7 +34,7 @@ def truth_of(item: Item) -> Truth:
     return Truth(item.domain, len(item.responses), item.best)
 
 
-def permute_responses(items: Sequence[Item]) -> list[Item]:
+def permute_responses(items: Sequence[AnyItem]) -> list[AnyItem]:
     """Give every item the responses of another item of its domain with as many of them; its truth stays.
 
     A judge that looks at the content falls to chance here; one that has learned a place or a format does not.
@@ -39,6 +43,7 @@ def permute_responses(items: Sequence[Item]) -> list[Item]:
     for i, item in enumerate(items):
         groups.setdefault((item.domain, len(item.responses)), []).append(i)
     permuted = list(items)
+    members: list[int]
     for members in groups.values():
         for here, there in zip(members, [*members[1:], members[0]], strict=True):
             permuted[here] = replace(items[here], responses=items[there].responses)

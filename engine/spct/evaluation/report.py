@@ -1,27 +1,35 @@
-"""`accuracy.json`: accuracy by k, filter and subset, with intervals and paired differences."""
+"""`accuracy.json`: accuracy by k, by how votes are counted, and by subset, with intervals, paired differences, cost and position bias.
+
+Every curve maps k, as a string, to a fraction, averaged over the items and over all disjoint blocks of k of their samples:
+
+    voting                 all samples with scores vote
+    soft                   their expected scores vote (`spct.voting.soft`)
+    meta, logprob          the half that the meta RM, or the mean log-probability, ranks highest votes
+    meta@0.25, meta@0.75, logprob@0.25, logprob@0.75    other kept fractions
+    meta+soft              the expected scores of the half that the meta RM ranks highest
+
+A curve is missing where samples lack what it needs. `greedy` is one number: the accuracy of a single sample at temperature 0, averaged over
+the orders of the responses (one such sample per order: rotations of one permutation); `greedy_voting` lets these samples vote.
+`tokens` and `seconds` map k to what k samples of an item cost on average: generated tokens, and wall time of the run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from spct.errors import ConfigError
-from spct.evaluation.accuracy import DrawnSample, Truth, item_accuracy, keep_best
-from spct.evaluation.intervals import interval, paired_difference
+from spct.evaluation.accuracy import DrawnSample, Truth
+from spct.evaluation.arrays import Draws
+from spct.evaluation.intervals import FloatArray, intervals
+from spct.evaluation.position import position_report
 
-Rule = Callable[[Sequence[DrawnSample]], Sequence[DrawnSample]]
 KEPT_FRACTION = 0.5
+OTHER_FRACTIONS = (0.25, 0.75)
 
-
-def rules(samples: Sequence[Sequence[DrawnSample]]) -> dict[str, Rule]:
-    """Return the filters that these samples allow: all vote; the more probable half; the half that the meta head trusts."""
-    found: dict[str, Rule] = {"voting": lambda block: block}
-    drawn = [s for row in samples for s in row]
-    if any(s.logprob is not None for s in drawn):
-        found["logprob"] = lambda block: keep_best(block, lambda s: s.logprob, KEPT_FRACTION)
-    if any(s.meta_score is not None for s in drawn):
-        found["meta"] = lambda block: keep_best(block, lambda s: s.meta_score, KEPT_FRACTION)
-    return found
+Columns = dict[tuple[str, int], FloatArray]
 
 
 def counts(truths: Sequence[Truth]) -> dict[str, Any]:
@@ -31,55 +39,123 @@ def counts(truths: Sequence[Truth]) -> dict[str, Any]:
 
 
 def accuracy_report(
-    truths: Sequence[Truth], samples: Sequence[Sequence[DrawnSample]], ks: Sequence[int], score_range: tuple[int, int]
+    truths: Sequence[Truth],
+    samples: Sequence[Sequence[DrawnSample]],
+    ks: Sequence[int],
+    score_range: tuple[int, int],
+    *,
+    greedy: Sequence[Sequence[DrawnSample]] | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """Compute the report of `truths` and the samples drawn for each, in the same order.
+
+    ks       numbers of votes, none above the number of samples of any item
+    greedy   for each item, one sample at temperature 0 per order
+    seconds  wall time in which all of `samples` were drawn
 
     Raises: ConfigError if a k is larger than the number of samples, or there is no item.
     """
     if not truths:
         raise ConfigError("eval: expected at least one item, got none")
     fewest = min(map(len, samples))
-    if not ks or min(ks) < 1 or max(ks) > fewest:
-        raise ConfigError(f"samples: expected every k between 1 and {fewest} (samples drawn per item), got {list(ks)}")
-    available = rules(samples)
+    ks = sorted(set(ks))
+    if not ks or ks[0] < 1 or ks[-1] > fewest:
+        raise ConfigError(f"samples: expected every k between 1 and {fewest} (samples drawn per item), got {ks}")
     middle = sum(score_range) / 2
-    whole = _section(truths, samples, ks, middle, available)
-    subsets = {}
-    for name in sorted({t.subset for t in truths}):
-        chosen = [i for i, t in enumerate(truths) if t.subset == name]
-        subsets[name] = _section([truths[i] for i in chosen], [samples[i] for i in chosen], ks, middle, available)
-    return {**whole, "subsets": subsets}
+    draws = Draws.of(truths, samples, middle)
+    columns = _columns(draws, ks)
+    singles = {} if greedy is None else _greedy_columns(truths, greedy, middle)
+    per_sample = None if seconds is None else seconds / sum(map(len, samples))
+
+    def section(chosen: Sequence[int]) -> dict[str, Any]:
+        rows = np.asarray(chosen)
+        own = {name: column[rows] for name, column in columns.items()}
+        return {
+            "items": len(chosen),
+            "chance": sum(truths[i].chance for i in chosen) / len(chosen),
+            "valid_rate": float(draws.is_valid[rows].mean()),
+            **_accuracies(own, {name: column[rows] for name, column in singles.items()}, ks),
+            **_costs(float(draws.num_tokens[rows].mean()), per_sample, ks),
+            "position": position_report(draws.take(rows)),
+        }
+
+    names = sorted({t.subset for t in truths})
+    subsets = {name: section([i for i, t in enumerate(truths) if t.subset == name]) for name in names}
+    return {**section(range(len(truths))), "subsets": subsets}
 
 
-def _section(
-    truths: Sequence[Truth], samples: Sequence[Sequence[DrawnSample]], ks: Sequence[int], middle: float, available: dict[str, Rule]
-) -> dict[str, Any]:
-    section: dict[str, Any] = {"items": len(truths), "chance": sum(t.chance for t in truths) / len(truths)}
-    drawn = [s for row in samples for s in row]
-    section["valid_rate"] = sum(s.scores is not None for s in drawn) / len(drawn)
-    per_item: dict[tuple[str, int], list[float]] = {}
-    for name, rule in available.items():
-        for k in ks:
-            per_item[name, k] = [item_accuracy(t, s, k, middle, choose=rule) for t, s in zip(truths, samples, strict=True)]
-        section[name] = {str(k): _mean(per_item[name, k]) for k in ks}
-    section["strict"] = {
-        str(k): _mean([item_accuracy(t, s, k, middle, strict=True) for t, s in zip(truths, samples, strict=True)]) for k in ks
-    }
-    section["intervals"] = {name: {str(k): list(interval(per_item[name, k])) for k in ks} for name in available}
-    section["paired"] = _paired(per_item, [name for name in available if name != "voting"], ks)
-    return section
+def curve_names(report: Mapping[str, Any]) -> list[str]:
+    """The curves of a report or of one of its subsets, `voting` first."""
+    return [name for name in report["intervals"] if isinstance(report["intervals"][name], dict)]
 
 
-def _paired(per_item: dict[tuple[str, int], list[float]], filters: Sequence[str], ks: Sequence[int]) -> dict[str, Any]:
+def _columns(draws: Draws, ks: Sequence[int]) -> Columns:
+    """Accuracy of every item for every curve and k."""
+    filters = {name: worth for name, worth in (("meta", draws.meta), ("logprob", draws.logprob)) if not np.isnan(worth).all()}
+    has_soft = bool((~np.isnan(draws.expected)).any())
+    columns: Columns = {}
+    for k in ks:
+        columns["voting", k] = draws.accuracy(k)
+        columns["strict", k] = draws.accuracy(k, strict=True)
+        if has_soft:
+            columns["soft", k] = draws.accuracy(k, soft=True)
+        for name, worth in filters.items():
+            columns[name, k] = draws.accuracy(k, worth=worth, fraction=KEPT_FRACTION)
+            for fraction in OTHER_FRACTIONS:
+                columns[f"{name}@{fraction}", k] = draws.accuracy(k, worth=worth, fraction=fraction)
+        if has_soft and "meta" in filters:
+            columns["meta+soft", k] = draws.accuracy(k, soft=True, worth=draws.meta, fraction=KEPT_FRACTION)
+    return columns
+
+
+def _greedy_columns(truths: Sequence[Truth], greedy: Sequence[Sequence[DrawnSample]], middle: float) -> dict[str, FloatArray]:
+    single, voted = np.empty(len(truths)), np.empty(len(truths))
+    for i, (truth, row) in enumerate(zip(truths, greedy, strict=True)):
+        draws = Draws.of([truth], [row], middle)
+        single[i], voted[i] = draws.accuracy(1)[0], draws.accuracy(len(row))[0]
+    return {"greedy": single, "greedy_voting": voted}
+
+
+def _accuracies(columns: Columns, singles: Mapping[str, FloatArray], ks: Sequence[int]) -> dict[str, Any]:
+    """Means, their intervals and the paired differences, all from one set of resamples."""
+    pairs = _pairs(columns, singles, ks)
+    values = [*columns.values(), *singles.values(), *pairs.values()]
+    bounds = [[round(float(x), 5) for x in pair] for pair in intervals(np.stack(values, axis=1))]
+    found: dict[str, Any] = {name: float(column.mean()) for name, column in singles.items()}
+    ranges: dict[str, Any] = dict(zip(singles, bounds[len(columns) :], strict=False))
+    for (name, k), column, bound in zip(columns, columns.values(), bounds, strict=False):
+        found.setdefault(name, {})[str(k)] = float(column.mean())
+        ranges.setdefault(name, {})[str(k)] = bound
     paired: dict[str, Any] = {}
-    for name in filters:
-        paired[f"{name}-voting"] = {str(k): list(paired_difference(per_item[name, k], per_item["voting", k])) for k in ks}
-    low, high = min(ks), max(ks)
-    if low != high:
-        paired[f"voting{high}-voting{low}"] = list(paired_difference(per_item["voting", high], per_item["voting", low]))
-    return paired
+    for (name, key), column, bound in zip(pairs, pairs.values(), bounds[len(columns) + len(singles) :], strict=True):
+        row = [round(float(column.mean()), 5), *bound]
+        if key is None:
+            paired[name] = row
+        else:
+            paired.setdefault(name, {})[str(key)] = row
+    return {**found, "intervals": ranges, "paired": paired}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _pairs(columns: Columns, singles: Mapping[str, FloatArray], ks: Sequence[int]) -> dict[tuple[str, int | None], FloatArray]:
+    """Differences item by item: between curves at each k, and between ks of `voting`."""
+    names = list(dict.fromkeys(name for name, _ in columns if name not in ("voting", "strict")))
+    pairs: dict[tuple[str, int | None], FloatArray] = {}
+    for name in names:
+        pairs.update({(f"{name}-voting", k): columns[name, k] - columns["voting", k] for k in ks})
+    if "meta" in names and "logprob" in names:
+        pairs.update({("meta-logprob", k): columns["meta", k] - columns["logprob", k] for k in ks})
+    if singles:
+        pairs.update({("voting-greedy", k): columns["voting", k] - singles["greedy"] for k in ks})
+    steps = [*zip(ks[1:], ks, strict=False), *([(ks[-1], ks[0])] if len(ks) > 1 else [])]
+    pairs.update({(f"voting{high}-voting{low}", None): columns["voting", high] - columns["voting", low] for high, low in steps})
+    quarter = ks[-1] // 4
+    if "meta" in names and quarter in ks and ks[-1] == 4 * quarter:
+        pairs[f"meta{quarter}-voting{ks[-1]}", None] = columns["meta", quarter] - columns["voting", ks[-1]]
+    return pairs
+
+
+def _costs(tokens: float, seconds: float | None, ks: Sequence[int]) -> dict[str, Any]:
+    costs: dict[str, Any] = {"tokens": {str(k): round(k * tokens, 2) for k in ks}}
+    if seconds is not None:
+        costs["seconds"] = {str(k): round(k * seconds, 6) for k in ks}
+    return costs

@@ -6,7 +6,7 @@ between siblings, and a prompt is computed once for all of its demonstrations.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from transformers import AttentionInterface
 from spct.training.packing import IGNORED, Packed
 
 ATTENTION = "spct_packed"
+# Scores of a layer (16 MB in fp32) up to which they are written down.
+_MAX_SCORES = 4 * 1024 * 1024
 
 
 def packed_attention(
@@ -38,27 +40,69 @@ def packed_attention(
     packed_mask   [B*G, 1, C, P + C] bool, what each token of a demonstration sees
     returns       [B, L, H, D]
     """
-    rows, heads, dim = query.shape[0], query.shape[1], query.shape[3]
-    repeat = heads // key.shape[1]
-    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    prompt_len = packed_prompt_len
-    prompt = F.scaled_dot_product_attention(
-        query[:, :, :prompt_len], key[:, :, :prompt_len], value[:, :, :prompt_len], is_causal=True, scale=scaling
-    )
+    rows, heads, length, dim = query.shape
+    own_len = (length - packed_prompt_len) // packed_group
+    scale = dim**-0.5 if scaling is None else scaling
+    layout = _Layout(rows, heads // key.shape[1], key.shape[1], packed_prompt_len, packed_group, own_len, dim)
+    num_scores = rows * heads * packed_group * own_len * (packed_prompt_len + own_len)
+    attend = _attend_explicitly if num_scores <= _MAX_SCORES else _attend_fused
+    return attend(layout, query, key, value, packed_mask, scale).transpose(1, 2).contiguous(), None
+
+
+class _Layout(NamedTuple):
+    """Sizes of a packed batch: B rows, H = K * heads_per_kv query heads, P prompt tokens, G demonstrations of C tokens, head dim D."""
+
+    rows: int
+    heads_per_kv: int
+    kv_heads: int
+    prompt_len: int
+    group: int
+    own_len: int
+    dim: int
+
+
+def _attend_explicitly(at: _Layout, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Small batches: plain matrix products, the prompt's keys and values never repeated; [B, H, L, D].
+
+    On a CPU the fused attention's backward pass took a third of a training step: 1.27 times this one's step time (docs/LOG.md).
+    """
+    b, r, k, p, g, c, d = at.rows, at.heads_per_kv, at.kv_heads, at.prompt_len, at.group, at.own_len, at.dim
+    query = (query * scale).view(b, k, r, p + g * c, d)
+    key_prompt, value_prompt = key[:, :, :p], value[:, :, :p]
+    future = torch.full((p, p), float("-inf"), device=query.device).triu(1)
+    scores = (query[:, :, :, :p].reshape(b, k, r * p, d) @ key_prompt.mT).view(b, k, r, p, p)
+    weights = torch.softmax(scores.float() + future, -1).to(value.dtype)
+    prompt = (weights.view(b, k, r * p, p) @ value_prompt).view(b, k, r, p, d)
+
+    own_query = query[:, :, :, p:].reshape(b, k, r, g, c, d)
+    own_key, own_value = (x[:, :, p:].reshape(b, k, 1, g, c, d) for x in (key, value))
+    on_prompt = (own_query.reshape(b, k, r * g * c, d) @ key_prompt.mT).view(b, k, r, g, c, p)
+    scores = torch.cat([on_prompt, own_query @ own_key.mT], -1).float()
+    if mask is not None:
+        scores = scores.masked_fill(~mask.view(b, 1, 1, g, c, p + c), float("-inf"))
+    weights = torch.softmax(scores, -1).to(value.dtype)
+    own = (weights[..., :p].reshape(b, k, r * g * c, p) @ value_prompt).view(b, k, r, g, c, d) + weights[..., p:] @ own_value
+    return torch.cat([prompt, own.view(b, k, r, g * c, d)], 3).view(b, k * r, p + g * c, d)
+
+
+def _attend_fused(at: _Layout, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Large batches: torch's fused attention, which keeps no scores; [B, H, L, D]."""
+    p, g, c = at.prompt_len, at.group, at.own_len
+    key, value = key.repeat_interleave(at.heads_per_kv, 1), value.repeat_interleave(at.heads_per_kv, 1)
+    prompt = F.scaled_dot_product_attention(query[:, :, :p], key[:, :, :p], value[:, :, :p], is_causal=True, scale=scale)
 
     def demonstrations(x: Tensor) -> Tensor:
-        own = x[:, :, prompt_len:]
-        return own.reshape(rows, heads, packed_group, own.shape[2] // packed_group, dim).transpose(1, 2)
+        return x[:, :, p:].reshape(at.rows, -1, g, c, at.dim).transpose(1, 2)
 
     def with_prompt(x: Tensor) -> Tensor:
-        shared = x[:, None, :, :prompt_len].expand(-1, packed_group, -1, -1, -1)
+        shared = x[:, None, :, :p].expand(-1, g, -1, -1, -1)
         return torch.cat([shared, demonstrations(x)], 3).flatten(0, 1)
 
     own = F.scaled_dot_product_attention(
-        demonstrations(query).flatten(0, 1), with_prompt(key), with_prompt(value), attn_mask=packed_mask, scale=scaling
+        demonstrations(query).flatten(0, 1), with_prompt(key), with_prompt(value), attn_mask=mask, scale=scale
     )
-    own = own.reshape(rows, packed_group, heads, own.shape[2], dim).transpose(1, 2).reshape(rows, heads, packed_group * own.shape[2], dim)
-    return torch.cat([prompt, own], 2).transpose(1, 2).contiguous(), None
+    own = own.reshape(at.rows, g, -1, c, at.dim).transpose(1, 2).reshape(at.rows, -1, g * c, at.dim)
+    return torch.cat([prompt, own], 2)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spct.prompting.judge import JudgePrompt
-from spct.training.tasks import DOMAINS, Item, demonstrate, draw_item
+from spct.training.tasks import DOMAINS, MAX_RESPONSES, Item, demonstrate, draw_item
 from spct.training.tasks.warmup import warm_up
 
 IGNORED = -100
@@ -52,7 +52,8 @@ def example_tokens(prompt: JudgePrompt, item: Item, group: int, rng: Random) -> 
     shown = tuple(order)
     end = prompt.eos_token_ids[0]
     texts = [demonstrate(item, shown, rng) for _ in range(group)]
-    return prompt.encode(item.request(), shown), [(*prompt.encode_text(text), end) for text in texts]
+    # A judge's text goes on behind its prompt: no BOS, whatever the tokenizer puts before a text of its own.
+    return prompt.encode(item.request(), shown), [(*prompt.tokenizer.encode_user(text), end) for text in texts]
 
 
 def draw_batches(
@@ -64,7 +65,7 @@ def draw_batches(
     num_prompts: int,
     group: int,
     micro_batches: int,
-    max_responses: int = 4,
+    max_responses: int = MAX_RESPONSES,
     domains: Sequence[str] = (),
 ) -> list[Packed]:
     """Draw the batches of one step, a function of (split, seed, step) alone; rows of like length share a batch."""

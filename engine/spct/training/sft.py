@@ -16,16 +16,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from spct.errors import ConfigError
 from spct.prompting.judge import JudgePrompt
 from spct.training.checkpoints import load_state, save_atomically
+from spct.training.demonstration_loss import demonstration_loss
 from spct.training.folder import ModelSize, copy_text_side, finish_folder, fresh_model, write_text_side
 from spct.training.optimisers import learning_rate, make_optimisers
-from spct.training.packed_model import ATTENTION, packed_loss
+from spct.training.packed_model import ATTENTION
 from spct.training.packing import Packed, draw_batches, draw_warm_ups
+from spct.training.policy import Policy
 from spct.training.progress import Progress
+from spct.training.tasks import MAX_RESPONSES
 
 STATE_FILE = "training_state.safetensors"
 
@@ -35,7 +37,10 @@ class SftConfig:
     """What a supervised run does.
 
     output        folder of the finished model; training state, metrics.jsonl and runs.jsonl (settings of each start) lie in it too
-    model         folder to start from; None: a fresh model of `size`
+    model         folder of a supported family to start from; None: a fresh model of `size`
+    lora          rank of fresh LoRA adapters on `model`; 0: all weights are trained
+    lora_alpha    their scale is lora_alpha / lora
+    adapter       a LoRA folder to train on, instead
     tokenizer     folder whose tokenizer and template a fresh model takes; None: trained on the tasks
     template      file of a fresh model's judge template; None: the embedded model's
     steps         length of the run, of which `warmup` and `decay` change the learning rate
@@ -54,6 +59,9 @@ class SftConfig:
 
     output: Path
     model: Path | None = None
+    lora: int = 0
+    lora_alpha: float = 16.0
+    adapter: Path | None = None
     tokenizer: Path | None = None
     template: Path | None = None
     size: ModelSize = field(default_factory=ModelSize)
@@ -87,6 +95,17 @@ class SftConfig:
             raise ConfigError(f"micro_batches: expected at most prompts={self.prompts}, got {self.micro_batches}")
         if not self.lr > 0:
             raise ConfigError(f"lr: expected a positive number, got {self.lr!r}")
+        if (self.lora or self.adapter) and self.model is None:
+            raise ConfigError("lora, adapter: expected a model to adapt, got none; name it with --model")
+        if self.lora < 0 or (self.lora and self.adapter is not None):
+            raise ConfigError(f"lora: expected a rank from 1, or 0, and none beside an adapter, got {self.lora}")
+        if not self.lora_alpha > 0:
+            raise ConfigError(f"lora_alpha: expected a positive number, got {self.lora_alpha!r}")
+
+    @property
+    def has_adapter(self) -> bool:
+        """Adapters are trained, not the weights below them."""
+        return bool(self.lora) or self.adapter is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +124,17 @@ def run(config: SftConfig) -> SftResult:
     """
     torch.set_num_threads(1)
     config.output.mkdir(parents=True, exist_ok=True)
-    model, prompt = _start(config)
-    optimisers = make_optimisers(model, config.optimizer, config.lr, config.weight_decay)
+    model, prompt, policy = _start(config)
+    # Muon is for whole matrices; the two thin ones of an adapter are AdamW's.
+    optimisers = make_optimisers(model, "adamw" if config.has_adapter else config.optimizer, config.lr, config.weight_decay)
     state_path = config.output / STATE_FILE
     step, tokens, elapsed, loss = 0, 0, 0.0, float("nan")
     if state_path.exists():
         state = load_state(state_path)
-        model.load_state_dict(state["model"])
+        if policy is not None and config.has_adapter:
+            policy.load_state(state["model"])
+        else:
+            model.load_state_dict(state["model"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         step, tokens, elapsed, loss = state["step"], state["tokens"], state["seconds"], state["loss"]
@@ -121,9 +144,13 @@ def run(config: SftConfig) -> SftResult:
         log.write(json.dumps({"from_step": step, **describe(config)}) + "\n")
 
     def save() -> None:
-        state = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step, "tokens": tokens}
+        weights = policy.state() if policy is not None and config.has_adapter else model.state_dict()
+        state = {"model": weights, "optimisers": [o.state_dict() for o in optimisers], "step": step, "tokens": tokens}
         save_atomically(state_path, {**state, "seconds": elapsed + time.monotonic() - began, "loss": loss})
-        finish_folder(model, config.output)
+        if policy is not None:
+            policy.save(config.output)
+        else:
+            finish_folder(model, config.output)
 
     with Progress(config.steps, step, config.output / "metrics.jsonl") as progress, ThreadPoolExecutor(config.workers) as pool:
         while step < config.steps and not _spent(config, tokens, time.monotonic() - began):
@@ -153,11 +180,11 @@ def train_step(
 
     The batches run in parallel threads; their gradients are added in a fixed order.
     """
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradients(batch: Packed) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
-            loss, own, count = packed_loss(model, batch, config.prompt_weight)
+            loss, own, count = demonstration_loss(model, batch, config.prompt_weight)
         return torch.autograd.grad(loss, parameters), own, count
 
     outcomes = list(pool.map(gradients, batches))
@@ -182,7 +209,7 @@ def _draw(config: SftConfig, prompt: JudgePrompt, step: int) -> list[Packed]:
     if step < small:
         return draw_warm_ups(prompt, seed=config.seed, step=step, progress=step / small, **shape)
     done = step - small
-    most = 2 if done < config.easy_steps else 4
+    most = 2 if done < config.easy_steps else MAX_RESPONSES
     if done >= config.mixed_steps or config.prompts < 2:
         return draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, domains=config.domains, **shape)
     half = {**shape, "num_prompts": config.prompts // 2, "micro_batches": max(1, config.micro_batches // 2)}
@@ -195,8 +222,11 @@ def _spent(config: SftConfig, tokens: int, seconds: float) -> bool:
     return over_time or (config.tokens is not None and tokens >= config.tokens)
 
 
-def _start(config: SftConfig) -> tuple[Any, JudgePrompt]:
-    """Load or make the model and its prompt; write the text side of the output folder where it is new."""
+def _start(config: SftConfig) -> tuple[Any, JudgePrompt, Policy | None]:
+    """Load or make the model and its prompt; write the text side of the output folder where it is new.
+
+    A model that was loaded comes with its policy, which knows what is trained and how it is saved.
+    """
     source = config.model or config.tokenizer
     tokenizer_file = config.output / "tokenizer.json"
     if source is not None:
@@ -206,13 +236,14 @@ def _start(config: SftConfig) -> tuple[Any, JudgePrompt]:
         write_text_side(config.output, template.read_text(encoding="utf-8"), config.size.vocab_size)
     prompt = JudgePrompt(config.output)
     if config.model is not None:
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
-    else:
-        vocabulary = json.loads(tokenizer_file.read_text(encoding="utf-8"))["model"]["vocab"]
-        model = fresh_model(config.size, len(vocabulary), prompt.eos_token_ids[0], config.seed)
+        cpu = torch.device("cpu")
+        policy = Policy(config.model, device=cpu, rank=config.lora, alpha=config.lora_alpha, adapter=config.adapter, seed=config.seed)
+        return policy.model, prompt, policy
+    vocabulary = json.loads(tokenizer_file.read_text(encoding="utf-8"))["model"]["vocab"]
+    model = fresh_model(config.size, len(vocabulary), prompt.eos_token_ids[0], config.seed)
     model.set_attn_implementation(ATTENTION)
     model.train()
-    return model, prompt
+    return model, prompt, None
 
 
 def describe(config: SftConfig) -> dict[str, object]:

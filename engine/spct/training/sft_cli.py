@@ -12,8 +12,8 @@ from spct.errors import ConfigError
 from spct.training.sft import SftConfig, SftResult, run
 
 _COPIED = (
-    "output", "model", "tokenizer", "template", "steps", "warmup", "decay", "time_limit", "tokens", "seed", "lr", "optimizer",
-    "domains", "prompts", "group", "easy_steps", "small_steps", "mixed_steps", "workers", "micro_batches", "save_every",
+    "output", "model", "lora", "lora_alpha", "adapter", "tokenizer", "template", "steps", "warmup", "decay", "time_limit", "tokens", "seed",
+    "lr", "optimizer", "domains", "prompts", "group", "easy_steps", "small_steps", "mixed_steps", "workers", "micro_batches", "save_every",
 )  # fmt: skip
 
 

@@ -1,0 +1,317 @@
+"""Training of the meta RM: which samples of the judge to trust. Two forms learn from the same samples.
+
+fused    a linear head on the judge's final hidden state: on a frozen judge, or trained together with it, held in place by an anchor
+scalar   the separate model of the paper (DeepSeek-GRM, arXiv 2504.02495): sequence classification over prompt and sample
+
+Every step is a function of the seed, its number and the weights before it, so a run that was killed and resumed ends with the bits of one
+that was not (same machine, thread settings and versions).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spct.assembly import choose_device
+from spct.checkpoint.folder import find_folder
+from spct.config import parse_dtype
+from spct.engine import Engine
+from spct.errors import CheckpointError, ConfigError
+from spct.models.head import Pooling
+from spct.prompting import JudgePrompt
+from spct.training.checkpoints import load_state, save_atomically
+from spct.training.meta_data import DataConfig, MetaItem, draw_meta_items
+from spct.training.meta_heads import fit_head, pooled_states
+from spct.training.meta_metrics import correctness_loss, within_item_loss
+from spct.training.meta_scorers import FusedScorer, ScalarScorer, write_meta_head
+from spct.training.optimisers import learning_rate
+from spct.training.policy import Policy
+from spct.training.session import RunProgress
+from spct.types import SamplingParams
+
+STATE_FILE = "training_state.safetensors"
+SAMPLES_FILE = "samples.jsonl"
+FORMS = ("fused", "scalar")
+# What a resumed run may change: where it runs and how long, never what it computes.
+_FREE = ("output", "form", "device", "save_every", "time_limit", "workers")
+
+
+@dataclass(frozen=True, slots=True)
+class MetaConfig:
+    """What a run does.
+
+    output     samples.jsonl and report.json lie here, the model of each form in a folder of its name
+    form       "fused", "scalar" or "both"
+    model      the judge: "embedded", a folder or a hub id
+    start      scalar form: a folder to start from, instead of the judge's weights
+    data       which items are sampled
+    samples    per item
+    pooling    fused form: how the logits of one sample's tokens become its score
+    joint      fused form: train the judge too, from the fitted head on
+    within     weight of the within-item loss beside cross-entropy
+    anchor     fused and joint: weight of the distance from the starting judge, which keeps it judging
+    anchored   "kl" or "ce": how that distance is measured, see `FusedScorer`
+    epochs     passes over the items (joint and scalar), `batch` items a step
+    lr         highest learning rate of the body; a head's is `head_lr`
+    time_limit seconds after which the training stops resumably; None: never
+
+    Raises: ConfigError if a value makes no sense.
+    """
+
+    output: Path
+    form: str = "fused"
+    model: str = "embedded"
+    start: Path | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    samples: int = 8
+    temperature: float = 1.0
+    max_tokens: int = 400
+    seed: int = 0
+    pooling: Pooling = "mean"
+    joint: bool = False
+    within: float = 1.0
+    anchor: float = 1.0
+    anchored: str = "kl"
+    epochs: float = 2.0
+    batch: int = 16
+    lr: float = 2e-4
+    head_lr: float = 1e-3
+    weight_decay: float = 0.01
+    device: str = "auto"
+    dtype: str = "auto"
+    micro_tokens: int = 4096
+    workers: int = 2
+    save_every: float = 60.0
+    time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be trained."""
+        for name, value, choices in (
+            ("form", self.form, (*FORMS, "both")),
+            ("pooling", self.pooling, ("last", "mean")),
+            ("anchored", self.anchored, ("kl", "ce")),
+        ):
+            if value not in choices:
+                raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        for name in ("samples", "batch", "micro_tokens", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "lr", "head_lr"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
+        for name in ("within", "anchor", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)!r}")
+        parse_dtype(self.dtype)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that are trained."""
+        return FORMS if self.form == "both" else (self.form,)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How the samples are drawn."""
+        return SamplingParams(samples=self.samples, temperature=self.temperature, max_tokens=self.max_tokens, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class MetaResult:
+    """How the training of a form ended: steps done and to do, and whether the folder is finished."""
+
+    form: str
+    step: int
+    steps: int
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done."""
+        return self.step >= self.steps
+
+
+def draw(config: MetaConfig) -> list[MetaItem]:
+    """Draw the samples that `output` does not hold yet; return all items.
+
+    Raises: as `draw_meta_items`; CheckpointError, ConfigError if the judge can't be loaded.
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    with Engine.from_pretrained(config.model, device=config.device, dtype=config.dtype) as engine:
+        return draw_meta_items(engine, config.data, config.sampling, config.output / SAMPLES_FILE)
+
+
+def train_form(config: MetaConfig, form: str, items: Sequence[MetaItem]) -> MetaResult:
+    """Train one form on the training split of `items`, or go on training it, and write its folder.
+
+    Raises: ConfigError or CheckpointError if the judge can't be trained, or the folder was begun with other settings.
+    """
+    judge = find_folder(config.model).path
+    folder = config.output / form
+    if folder.resolve() == judge.resolve():
+        raise ConfigError(f"output: expected another folder than the judge's, got {str(folder)!r} for both")
+    folder.mkdir(parents=True, exist_ok=True)
+    learnt = [item for item in items if item.split == "train" and item.samples]
+    if not learnt:
+        raise ConfigError("items: expected items with samples to train on, got none; draw more, or allow more tokens")
+    device = choose_device(config.device)
+    if form == "scalar":
+        scalar = ScalarScorer(config.start or judge, device)
+        return _descend(config, form, scalar, learnt, folder)
+    fused = FusedScorer(Policy(judge, device=device), JudgePrompt(judge), config.pooling, anchored=config.anchored)
+    states = pooled_states(fused, learnt, folder / "states")
+    weight, bias = fit_head(states, learnt, config.within)
+    if config.joint:
+        with torch.no_grad():
+            fused.head.weight.copy_(weight[None])
+            fused.head.bias.fill_(bias)
+        if config.anchor > 0:
+            fused.keep_reference()
+        return _descend(config, form, fused, learnt, folder)
+    _copy_judge(judge, folder)
+    write_meta_head(folder, weight, bias, config.pooling)
+    return MetaResult(form, 1, 1)
+
+
+def _descend(config: MetaConfig, form: str, scorer: FusedScorer | ScalarScorer, items: Sequence[MetaItem], folder: Path) -> MetaResult:
+    """Gradient steps over body and head, with states on disk."""
+    torch.set_num_threads(1)
+    steps = max(1, round(config.epochs * len(items) / config.batch))
+    body, head = scorer.trained()
+    groups = [{"params": body, "name": "body"}, {"params": head, "name": "head"}]
+    optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    step = _resume(config, form, scorer, optimiser, folder / STATE_FILE)
+    began = saved_at = time.monotonic()
+
+    def save() -> None:
+        state = {"step": step, "settings": _deciding(config, form), "scorer": scorer.state(), "optimiser": optimiser.state_dict()}
+        save_atomically(folder / STATE_FILE, state)
+
+    metrics = folder / "metrics.jsonl"
+    with RunProgress(f"meta {form}", steps, step, metrics) as progress, ThreadPoolExecutor(config.workers) as pool:
+        while step < steps and not (config.time_limit is not None and time.monotonic() - began > config.time_limit):
+            rate = learning_rate(step, steps=steps, warmup=max(1, steps // 20), decay=steps, peak=1.0)
+            row = _step(config, scorer, optimiser, _batch(config, items, step), rate, pool)
+            step += 1
+            progress.record(step, row | {"lr": rate * config.lr}, f"meta {form} loss {row['loss']:.3f}")
+            if time.monotonic() - saved_at > config.save_every:
+                save()
+                saved_at = time.monotonic()
+    save()
+    if step >= steps:
+        scorer.save(folder)
+    return MetaResult(form, step, steps)
+
+
+def _step(
+    config: MetaConfig,
+    scorer: FusedScorer | ScalarScorer,
+    optimiser: torch.optim.Optimizer,
+    items: Sequence[MetaItem],
+    rate: float,
+    pool: ThreadPoolExecutor,
+) -> dict[str, Any]:
+    """One step over a batch of items, cut into micro-batches of whole items that threads share; what it measured."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    anchors = isinstance(scorer, FusedScorer) and config.anchor > 0
+
+    def gradients(cut: list[int]) -> tuple[tuple[Tensor | None, ...], dict[str, float]]:
+        scored = scorer.score([items[i] for i in cut], anchor=anchors)
+        parts = {
+            "correctness": correctness_loss(scored.scores, scored.labels),
+            "within": within_item_loss(scored.scores, scored.labels, scored.items),
+            "anchor": scored.anchor,
+        }
+        loss = parts["correctness"] + config.within * parts["within"] + config.anchor * parts["anchor"]
+        share = len(cut) / len(items)
+        grads = torch.autograd.grad(share * loss, parameters, allow_unused=True)
+        return grads, {name: share * float(value.detach()) for name, value in {"loss": loss, **parts}.items()}
+
+    total = dict.fromkeys(("loss", "correctness", "within", "anchor"), 0.0)
+    for grads, measured in pool.map(gradients, _cuts(scorer, items, config.micro_tokens)):
+        # In the order of the cuts, whichever thread was first.
+        for parameter, grad in zip(parameters, grads, strict=True):
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+        for name, value in measured.items():
+            total[name] += value
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+    # NaN fails every comparison: such a step leaves the weights alone and is counted by its row.
+    skipped = not (abs(total["loss"]) < float("inf") and norm < float("inf"))
+    if not skipped:
+        for group in optimiser.param_groups:
+            group["lr"] = rate * (config.head_lr if group["name"] == "head" else config.lr)
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return {**total, "norm": norm, "skipped": skipped}
+
+
+def _batch(config: MetaConfig, items: Sequence[MetaItem], step: int) -> list[MetaItem]:
+    """The items of a step: pass after pass over all of them, each in an order of its own, drawn from the seed."""
+    chosen = []
+    orders: dict[int, list[int]] = {}
+    for number in range(step * config.batch, (step + 1) * config.batch):
+        turn, place = divmod(number, len(items))
+        if turn not in orders:
+            orders[turn] = list(range(len(items)))
+            Random(f"meta/{config.seed}/{turn}").shuffle(orders[turn])
+        chosen.append(items[orders[turn][place]])
+    return chosen
+
+
+def _cuts(scorer: FusedScorer | ScalarScorer, items: Sequence[MetaItem], micro_tokens: int) -> list[list[int]]:
+    """Micro-batches of whole items, like lengths together, of about `micro_tokens` tokens each; an item alone may have more."""
+    sizes = [sum(example.num_tokens for example in scorer.examples(item)) for item in items]
+    cuts: list[list[int]] = []
+    room = 0
+    for i in sorted(range(len(items)), key=lambda i: (sizes[i], i)):
+        if sizes[i] > room:
+            cuts.append([])
+            room = micro_tokens
+        cuts[-1].append(i)
+        room -= sizes[i]
+    return cuts
+
+
+def _deciding(config: MetaConfig, form: str) -> dict[str, str]:
+    """The settings that decide what is computed, as text."""
+    return {"form": form, **{k: str(v) for k, v in asdict(config).items() if k not in _FREE}}
+
+
+def _resume(config: MetaConfig, form: str, scorer: FusedScorer | ScalarScorer, optimiser: torch.optim.Optimizer, path: Path) -> int:
+    """Takes up a saved state; 0 where there is none."""
+    if not path.exists():
+        return 0
+    state = load_state(path)
+    before, now = state.get("settings"), _deciding(config, form)
+    if not isinstance(before, dict) or before.keys() != now.keys():
+        raise CheckpointError(f"{path}: expected a state of this method and version; start afresh in another folder")
+    for name, value in now.items():
+        if before[name] != value:
+            raise ConfigError(f"{name}: expected {before[name]}, with which {path} began, got {value}; give the same, or another folder")
+    scorer.load_state(state["scorer"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])
+
+
+def _copy_judge(judge: Path, folder: Path) -> None:
+    """Copies a judge's files as they are: its weights have not changed."""
+    for path in sorted(judge.iterdir()):
+        if path.suffix in (".json", ".jinja", ".safetensors") and path.name != "meta_head.safetensors":
+            beside = folder / (path.name + ".tmp")
+            shutil.copyfile(path, beside)
+            beside.replace(folder / path.name)
+
+
+def describe(config: MetaConfig) -> dict[str, object]:
+    """Give all settings as plain values, for a report."""
+    plain: dict[str, object] = json.loads(json.dumps(asdict(config), default=str))
+    return plain
