@@ -1,5 +1,6 @@
-"""Judging tasks: disjoint splits, a strict best, demonstrations that parse and score as they claim, determinism."""
+"""Judging tasks of every domain: disjoint splits, a strict best, demonstrations that parse and score as they claim, determinism."""
 
+import operator
 import re
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from spct.errors import ConfigError
 from spct.evaluation.embedded_test import permute_responses
 from spct.training.tasks import BUCKETS, DOMAINS, demonstrate, draw_item, draw_items, draw_principles, exact_scores
 from spct.training.tasks.arithmetic import near_miss, steps_of_sum
-from spct.training.tasks.core import bucket, draw_problem, split_points
-from spct.training.tasks.warmup import warm_up
+from spct.training.tasks.constraints import compared, numbered_entries
+from spct.training.tasks.core import LEADS, bucket, draw_problem, split_points
+from spct.training.tasks.manner import up_to_difference
+from spct.training.tasks.sorting import leading
+from spct.training.tasks.warmup import FAMILIES, warm_up
 from spct.voting import parse_scores
 
-ITEMS = {(split, domain): [draw_item(split, 5, i, domain=domain) for i in range(150)] for split in BUCKETS for domain in DOMAINS}
+ITEMS = {(split, domain): [draw_item(split, 5, i, domain=domain) for i in range(60)] for split in BUCKETS for domain in DOMAINS}
 EACH = pytest.mark.parametrize(("split", "domain"), sorted(ITEMS))
 
 
@@ -83,7 +87,9 @@ def test_items_depend_on_split_seed_and_index_alone():
 
 def test_every_shape_of_item_occurs():
     items = [item for row in ITEMS.values() for item in row]
-    assert {len(i.responses) for i in items} == {1, 2, 3, 4}
+    counts = [len(i.responses) for i in items]
+    assert set(counts) == {1, 2, 3, 4, 5, 6}
+    assert counts.count(2) > len(items) / 2 and counts.count(5) + counts.count(6) < len(items) / 10
     assert any(i.reference for i in items) and any(i.principles for i in items)
     assert any(i.best is None for i in items) and any(i.best == 0 and len(i.responses) == 1 for i in items)
     decided_by_one = [i for i in items if len(i.responses) == 2 and sum(c.met[0] != c.met[1] for c in i.criteria) == 1]
@@ -132,6 +138,99 @@ def test_warm_ups_are_small_and_their_demonstrations_parse(num_wishes, num_respo
         text, demos = warm_up(Random(seed), num_wishes, num_responses, 3)
         assert text.count("[The Begin of Response") == num_responses and len(text) < 200 * num_wishes * num_responses
         assert all(parse_scores(demo, num_responses, (1, 10)) is not None for demo in demos)
+
+
+def test_warm_ups_check_what_stands_in_their_responses():
+    verdicts = set()
+    for seed in range(400):
+        text, (demo,) = warm_up(Random(seed), 1, 2, 1)
+        responses = re.findall(r"of Response \d\]\n(.*)\n\[The End", text)
+        label, expected, first, second = re.search(r"Analysis: ([a-z ]+): (.+)\. 1: (.+); 2: (.+)\.\n", demo).groups()
+        scores = parse_scores(demo, 2, (1, 10))
+        for response, verdict, score in zip(responses, (first, second), scores, strict=True):
+            found, mark, points = verdict.rsplit(" ", 2)
+            assert int(points) == score == (10 if mark == "ok" else 1)
+            if label == "count":
+                listed = re.split(", ", re.search(r"(?:list:|list is|suggest|are) (.+)\.", response)[1])
+                assert found == " ".join(f"{i} {entry}" for i, entry in enumerate(listed, 1))
+                assert (len(listed) == int(expected)) == (mark == "ok")
+            elif label == "order":
+                numbers = [int(n) for n in re.findall(r"\d+", response)]
+                assert (numbers == sorted(numbers, reverse=expected == "down")) == (mark == "ok")
+            else:
+                assert found == "none" or found in response
+                if label in ("name", "unit", "source", "day", "start", "end", "must include", "marks"):
+                    assert (found == expected) == (mark == "ok")
+            verdicts.add((label, mark))
+    labels = {label for label, _ in verdicts}
+    assert len(verdicts) == 2 * len(labels) and len(labels) >= 18
+
+
+def test_wishes_of_a_warm_up_speak_of_different_things():
+    for seed in range(300):
+        _, (demo,) = warm_up(Random(seed), 4, 1, 1)
+        labels = re.findall(r"([a-z ]+) \(\d\)", demo)
+        assert all(len(family.intersection(label.strip() for label in labels)) <= 1 for family in FAMILIES)
+
+
+def test_a_limit_on_responses_holds():
+    assert {len(draw_item("train", 1, i, max_responses=2).responses) for i in range(40)} == {1, 2}
+
+
+def test_every_sum_that_a_demonstration_writes_is_true():
+    operations = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+    written = 0
+    for items in ITEMS.values():
+        for item in items:
+            for c in item.criteria:
+                for a, sign, b, result in re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", c.expected):
+                    assert operations[sign](int(a), int(b)) == int(result), c.expected
+                    written += 1
+    assert written > 300
+
+
+def test_wishes_and_tasks_have_several_phrasings():
+    for domain, draw in DOMAINS.items():
+        rng = Random(domain)
+        asks = {}
+        tasks = set()
+        for _ in range(250):
+            problem = draw(rng)
+            tasks.add(re.sub(r"[\d ]*\d", "#", problem.task))
+            for aspect in problem.aspects:
+                assert len(set(aspect.asks)) == len(aspect.asks) >= 2
+                asks[aspect.label] = aspect.asks
+        assert len(asks) >= 5 and len(tasks) >= 20
+    assert all(len(leads) >= 4 for leads in LEADS.values())
+
+
+def test_a_response_keeps_to_each_flaw_alone():
+    for domain, draw in DOMAINS.items():
+        rng = Random(f"flaws {domain}")
+        for _ in range(60):
+            problem = draw(rng)
+            _, clean = problem.respond(rng, frozenset())
+            assert all(aspect.check(clean)[1] for aspect in problem.aspects), problem.task
+            flawed = problem.aspects[rng.randrange(len(problem.aspects))]
+            _, state = problem.respond(rng, frozenset([flawed.label]))
+            no_room = flawed.label == "must avoid" and len(state["entries"]) == 2
+            assert no_room or not flawed.check(state)[1], (problem.task, flawed.label)
+
+
+def test_sequences_are_read_up_to_the_first_difference():
+    assert up_to_difference(["a", "c", "b"], ["a", "b", "c"]) == "a c"
+    assert up_to_difference(["a", "b"], ["a", "b", "c"], ", ") == "a, b"
+    assert up_to_difference(["a", "b", "c"], ["a", "b"]) == "a b c"
+    assert up_to_difference([], ["a"]) == "none"
+
+
+def test_written_checks():
+    assert numbered_entries(["fig", "pear"]) == "1 fig 2 pear"
+    assert compared(["3", "12", "4", "9"], "up") == ("3, 12 up 4 down", False)
+    assert compared(["9", "4", "2"], "down") == ("9, 4 down 2 down", True)
+    rows = {"Anna": 4, "Ben": 9, "Cara": 6, "Dan": 2}
+    assert leading(list(rows), rows, "more") == "Anna 4, Ben 9 more, Cara 6, Dan 2, so Ben"
+    assert leading(list(rows), rows, "less") == "Anna 4, Ben 9, Cara 6, Dan 2 less, so Dan"
 
 
 def test_unknown_splits_and_domains_are_refused():

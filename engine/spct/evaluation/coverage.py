@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 
 from spct.prompting import JudgePrompt
+from spct.training.tasks.core import MAX_RESPONSES
 from spct.types import ScoreRequest
 
 WORD = re.compile(r"[^\W\d_]+")
-MAX_RESPONSES = 4
 MAX_NEW_WORDS = 0.08
 MAX_PROMPT_TOKENS = 420
 

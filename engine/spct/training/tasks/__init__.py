@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 
 from spct.errors import ConfigError
-from spct.training.tasks import arithmetic, constraints, passage, table
-from spct.training.tasks.core import BUCKETS, Criterion, Item, Problem, build_item, draw_problem
+from spct.training.tasks import arithmetic, constraints, passage, sorting, strings, table, units
+from spct.training.tasks.core import BUCKETS, MAX_RESPONSES, Criterion, Item, Problem, build_item, draw_problem
 from spct.training.tasks.demonstrations import demonstrate, draw_principles, exact_scores
 
 DOMAINS: Mapping[str, Callable[[Random], Problem]] = {
@@ -15,12 +15,26 @@ DOMAINS: Mapping[str, Callable[[Random], Problem]] = {
     "table": table.draw,
     "constraints": constraints.draw,
     "passage": passage.draw,
+    "sorting": sorting.draw,
+    "strings": strings.draw,
+    "units": units.draw,
 }
 
-__all__ = ["BUCKETS", "DOMAINS", "Criterion", "Item", "demonstrate", "draw_item", "draw_items", "draw_principles", "exact_scores"]
+__all__ = [
+    "BUCKETS",
+    "DOMAINS",
+    "MAX_RESPONSES",
+    "Criterion",
+    "Item",
+    "demonstrate",
+    "draw_item",
+    "draw_items",
+    "draw_principles",
+    "exact_scores",
+]
 
 
-def draw_item(split: str, seed: int, index: int, *, domain: str | None = None, max_responses: int = 4) -> Item:
+def draw_item(split: str, seed: int, index: int, *, domain: str | None = None, max_responses: int = MAX_RESPONSES) -> Item:
     """Return item `index` of a split: the same for the same arguments, whatever was drawn before.
 
     Raises: ConfigError if the split or the domain is unknown.

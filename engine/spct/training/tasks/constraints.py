@@ -1,12 +1,13 @@
-"""Format constraints on a list: how many entries, in which order, with which words, beginning and end."""
+"""Constraints on the form of a list: how many entries, in which order, with which words, beginning, end, marks and numbering."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from random import Random
 
 from spct.training.tasks.core import Aspect, Problem, State
-from spct.training.tasks.manner import NAMES, assemble, brief_aspect, name_aspect, polite_aspect
+from spct.training.tasks.manner import Manner, assemble, draw_manner
 
 WORDS = {
     "fruits": tuple(["apple", "pear", "plum", "fig", "cherry", "grape", "lemon", "melon", "mango", "peach"]),
@@ -14,92 +15,94 @@ WORDS = {
     "tools": tuple(["hammer", "saw", "drill", "rope", "knife", "spade", "file", "brush", "nail", "wrench"]),
     "foods": tuple(["bread", "rice", "soup", "cheese", "salad", "cake", "fish", "milk", "egg", "honey"]),
 }
+COUNTS = (2, 3, 4)
+SEPARATORS = {"commas": ", ", "dashes": " - ", "slashes": " / "}
+TASKS = ("Write a list of {}.", "Name some {}.", "List a few {}.", "Give me some {}.", "Think of some {}.")
+SENTENCES = ("Here is the list: {}.", "The list: {}.", "My list is {}.", "I suggest {}.", "These are {}.")
+UP = ("sort from small to large", "go from low to high", "put the smallest number first")
+DOWN = ("sort from large to small", "go from high to low", "put the largest number first")
 
 
 def draw(rng: Random) -> Problem:
     """Draw a list task, of words or of numbers to be sorted."""
-    return _words(rng) if rng.random() < 0.8 else _numbers(rng)
+    return _words(rng) if rng.random() < 0.75 else _numbers(rng)
 
 
 def _words(rng: Random) -> Problem:
     category = rng.choice(sorted(WORDS))
     pool = WORDS[category]
-    count = rng.randint(2, 5)
+    count = rng.choice(COUNTS)
     include, avoid, first, last = rng.sample(pool, 4)
-    addressee = rng.choice(NAMES)
-    ends = [_edge("start", first, 0), _edge("end", last, -1)]
-    aspects = [_count(count, category), _include(include), _avoid(avoid), rng.choice(ends), polite_aspect(), brief_aspect()]
-    aspects.append(name_aspect(addressee))
+    edge = rng.choice((_edge("start", first, 0), _edge("end", last, -1)))
+    own = [_count(count), _include(include), _avoid(avoid), edge]
     facts = f"constraints {category} {count} {include} {avoid} {first} {last}"
-    task = rng.choice(("Write a list of {}.", "Name some {}.", "List a few {}.")).format(category)
-    active = {a.label for a in aspects}
 
-    def respond(rng: Random, flaws: frozenset[str]) -> tuple[str, State]:
-        length = _wrong_count(rng, count) if "count" in flaws else count
-        free = [w for w in pool if w not in (include, avoid, first, last)]
-        entries = rng.sample(free, min(length, len(free)))
-        spots = list(range(len(entries)))
-        if "start" in active and "start" not in flaws:
-            entries[0] = first
-            spots.remove(0)
-        if "end" in active and "end" not in flaws and len(entries) - 1 in spots:
-            entries[-1] = last
-            spots.remove(len(entries) - 1)
-        rng.shuffle(spots)
-        if "must include" not in flaws and spots:
-            entries[spots.pop()] = include
-        if "must avoid" in flaws and spots:
-            entries[spots.pop()] = avoid
-        return _finish(rng, entries, flaws, addressee)
+    def fill(rng: Random, flaws: frozenset[str]) -> list[str]:
+        length = rng.choice([n for n in COUNTS if n != count]) if "count" in flaws else count
+        entries = rng.sample([w for w in pool if w not in (include, avoid, first, last)], length)
+        spots = list(range(length))
+        if edge.label not in flaws:
+            entries[spots.pop(0 if edge.label == "start" else -1)] = first if edge.label == "start" else last
+        _place(rng, entries, spots, flaws, include, avoid)
+        return entries
 
-    return Problem(facts, task, tuple(_rotate_main(rng, aspects)), respond)
+    return _problem(rng, facts, category, own, fill)
 
 
 def _numbers(rng: Random) -> Problem:
-    count = rng.randint(3, 5)
-    rising = rng.random() < 0.6
-    include = str(rng.randint(4, 30))
-    avoid = str(rng.choice([n for n in range(4, 31) if str(n) != include]))
-    addressee = rng.choice(NAMES)
-    aspects = [_order(rising), _count(count, "numbers"), _include(include), _avoid(avoid), polite_aspect(), brief_aspect()]
-    aspects.append(name_aspect(addressee))
-    facts = f"constraints numbers {count} {rising} {include} {avoid}"
-    task = rng.choice(("Write a list of numbers up to 40.", "Name some numbers up to 40.", "List a few numbers up to 40."))
+    rising, top = rng.random() < 0.6, rng.choice((9, 9, 9, 40))
+    include, avoid = (str(n) for n in rng.sample(range(1, top + 1), 2))
+    own = [_order(rising), _include(include), _avoid(avoid)]
+    facts = f"constraints numbers {top} {rising} {include} {avoid}"
+
+    def fill(rng: Random, flaws: frozenset[str]) -> list[str]:
+        length = rng.choice(COUNTS[1:])
+        entries = [str(n) for n in rng.sample([n for n in range(1, top + 1) if str(n) not in (include, avoid)], length)]
+        _place(rng, entries, list(range(length)), flaws, include, avoid)
+        entries.sort(key=int, reverse=not rising)
+        if "order" in flaws:
+            i = rng.randrange(length - 1)
+            entries[i], entries[i + 1] = entries[i + 1], entries[i]
+        return entries
+
+    return _problem(rng, facts, f"numbers up to {top}", own, fill)
+
+
+def _place(rng: Random, entries: list[str], spots: list[int], flaws: frozenset[str], include: str, avoid: str) -> None:
+    """Put the word to include and, where that is the flaw, the one to avoid on free spots."""
+    rng.shuffle(spots)
+    if "must include" not in flaws and spots:
+        entries[spots.pop()] = include
+    if "must avoid" in flaws and spots:
+        entries[spots.pop()] = avoid
+
+
+def _problem(rng: Random, facts: str, what: str, own: list[Aspect], fill: Callable[[Random, frozenset[str]], list[str]]) -> Problem:
+    """Add marks, numbering and manner to the list's own aspects, any of which can be the main one."""
+    marks = rng.choice(sorted(SEPARATORS)) if rng.random() < 0.3 else ""
+    numbered = not marks and not what.startswith("numbers") and rng.random() < 0.2
+    if marks:
+        own.append(_separated(marks))
+    if numbered:
+        own.append(_numbering())
+    main = rng.choice(own)
+    manner, shared = draw_manner(rng, sourced=0.0)
+    aspects = (main, *(aspect for aspect in own if aspect is not main), *shared)
 
     def respond(rng: Random, flaws: frozenset[str]) -> tuple[str, State]:
-        length = _wrong_count(rng, count) if "count" in flaws else count
-        entries = rng.sample([n for n in range(1, 41) if str(n) not in (include, avoid)], length)
-        spots = list(range(len(entries)))
-        rng.shuffle(spots)
-        if "must include" not in flaws:
-            entries[spots.pop()] = int(include)
-        if "must avoid" in flaws and spots:
-            entries[spots.pop()] = int(avoid)
-        entries.sort(reverse=not rising)
-        if "order" in flaws and len(entries) > 1:
-            i = rng.randrange(len(entries) - 1)
-            entries[i], entries[i + 1] = entries[i + 1], entries[i]
-        return _finish(rng, [str(n) for n in entries], flaws, addressee)
+        used = marks or "commas"
+        if "marks" in flaws:
+            used = rng.choice([name for name in sorted(SEPARATORS) if name != marks])
+        return _finish(rng, fill(rng, flaws), SEPARATORS[used], numbered and "numbered" not in flaws, flaws, manner)
 
-    return Problem(facts, task, tuple(_rotate_main(rng, aspects)), respond)
+    return Problem(facts, rng.choice(TASKS).format(what), aspects, respond)
 
 
-def _finish(rng: Random, entries: list[str], flaws: frozenset[str], addressee: str) -> tuple[str, State]:
-    state: State = {"entries": entries}
-    listed = ", ".join(entries)
-    main = rng.choice(("Here is the list: {}.", "The list: {}.", "My list is {}.")).format(listed)
-    return assemble(rng, main, state, flaws, name=addressee), state
-
-
-def _rotate_main(rng: Random, aspects: list[Aspect]) -> list[Aspect]:
-    """Put one of the list's own aspects first: any of them can be the main one."""
-    own = [a for a in aspects if a.label not in ("polite", "brief", "name")]
-    main = rng.choice(own)
-    return [main, *(a for a in aspects if a is not main)]
-
-
-def _wrong_count(rng: Random, count: int) -> int:
-    return rng.choice([n for n in (count - 1, count + 1, count + 2) if n >= 1])
+def _finish(rng: Random, entries: list[str], separator: str, numbered: bool, flaws: frozenset[str], manner: Manner) -> tuple[str, State]:
+    state: State = {"entries": entries, "marks": separator.strip(), "numbered": "1" if numbered else None}
+    listed = separator.join(f"{i} {entry}" for i, entry in enumerate(entries, 1)) if numbered else separator.join(entries)
+    main = rng.choice(SENTENCES).format(listed)
+    return assemble(rng, main, state, flaws, manner), state
 
 
 def _entries(state: State) -> list[str]:
@@ -107,38 +110,46 @@ def _entries(state: State) -> list[str]:
     return entries if isinstance(entries, list) else []
 
 
-def _count(count: int, category: str) -> Aspect:
+def _count(count: int) -> Aspect:
+    """The wish for `count` entries: a check numbers them, and the last number decides."""
+
     def check(state: State) -> tuple[str, bool]:
         entries = _entries(state)
-        return ", ".join(f"{e} {i}" for i, e in enumerate(entries, 1)) if category != "numbers" else _numbered(entries), len(
-            entries
-        ) == count
+        return numbered_entries(entries), len(entries) == count
 
-    return Aspect("count", (f"give exactly {count} entries", f"list {count} entries"), str(count), "", check)
+    return Aspect("count", (f"give exactly {count} entries", f"list {count} entries", f"stop after {count} entries"), str(count), "", check)
 
 
-def _numbered(entries: list[str]) -> str:
-    return ", ".join(f"{e} is {i}" for i, e in enumerate(entries, 1))
+def numbered_entries(entries: Sequence[str]) -> str:
+    """Write "1 apple 2 pear"."""
+    return " ".join(f"{i} {entry}" for i, entry in enumerate(entries, 1))
 
 
 def _order(rising: bool) -> Aspect:
+    """The wish for sorted numbers: a check compares neighbours up to the first pair that goes the wrong way."""
     word = "up" if rising else "down"
 
     def check(state: State) -> tuple[str, bool]:
-        entries = _entries(state)
-        pairs = list(itertools.pairwise(entries))
-        marks = ["up" if int(b) > int(a) else "down" for a, b in pairs]
-        written = ", ".join([entries[0], *(f"{e} {m}" for e, m in zip(entries[1:], marks, strict=True))])
-        return written, all(m == word for m in marks)
+        return compared(_entries(state), word)
 
-    asks = ("sort from small to large", "go from low to high") if rising else ("sort from large to small", "go from high to low")
-    return Aspect("order", asks, word, "", check)
+    return Aspect("order", UP if rising else DOWN, word, "", check)
+
+
+def compared(entries: Sequence[str], word: str) -> tuple[str, bool]:
+    """Write "3, 5 up 4 down", up to the first comparison that is not `word`; tell whether all are."""
+    written = [f"{entries[0]},"]
+    for a, b in itertools.pairwise(entries):
+        mark = "up" if int(b) > int(a) else "down"
+        written += [b, mark]
+        if mark != word:
+            return " ".join(written), False
+    return " ".join(written), True
 
 
 def _include(word: str) -> Aspect:
     return Aspect(
         "must include",
-        (f"include {word}", f"use {word}"),
+        (f"include {word}", f"use {word}", f"have {word} in it"),
         word,
         "",
         lambda state: (word if word in _entries(state) else "none", word in _entries(state)),
@@ -148,7 +159,7 @@ def _include(word: str) -> Aspect:
 def _avoid(word: str) -> Aspect:
     return Aspect(
         "must avoid",
-        (f"avoid {word}", f"leave out {word}"),
+        (f"avoid {word}", f"leave out {word}", f"do without {word}"),
         f"no {word}",
         "",
         lambda state: (word if word in _entries(state) else "none", word not in _entries(state)),
@@ -158,8 +169,26 @@ def _avoid(word: str) -> Aspect:
 def _edge(label: str, word: str, index: int) -> Aspect:
     return Aspect(
         label,
-        (f"{label} with {word}", f"{label} the list with {word}"),
+        (f"{label} with {word}", f"{label} the list with {word}", f"{'begin' if index == 0 else 'close'} with {word}"),
         word,
         "",
         lambda state: (_entries(state)[index], _entries(state)[index] == word),
+    )
+
+
+def _separated(marks: str) -> Aspect:
+    """The wish for a certain mark between the entries."""
+    mark = SEPARATORS[marks].strip()
+    asks = (f"separate the entries with {marks}", f"put {marks} between the entries", f"use {marks} in the list")
+    return Aspect("marks", asks, mark, "", lambda state: (str(state["marks"]), state["marks"] == mark))
+
+
+def _numbering() -> Aspect:
+    """The wish for entries with a number before each."""
+    return Aspect(
+        "numbered",
+        ("number the entries", "put a number before each entry"),
+        "1",
+        "",
+        lambda state: (state["numbered"] if isinstance(state["numbered"], str) else "none", bool(state["numbered"])),
     )

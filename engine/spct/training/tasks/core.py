@@ -7,6 +7,7 @@ one of 100 buckets, and every split owns its own buckets: no problem of one spli
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -17,10 +18,16 @@ from spct.types import ScoreRequest
 ESSENTIAL, WANTED, NICE = 4, 2, 1
 BUCKETS: Mapping[str, range] = {"train": range(0, 90), "validation": range(90, 95), "embedded-test": range(95, 100)}
 LEADS: Mapping[int, tuple[str, ...]] = {
-    ESSENTIAL: ("Above all, {}.", "Most important: {}.", "It is essential to {}."),
-    WANTED: ("Please {}.", "Also {}.", "Make sure to {}."),
-    NICE: ("If possible, {}.", "Ideally, {}.", "It would be nice to {}."),
+    ESSENTIAL: ("Above all, {}.", "Most important: {}.", "It is essential to {}.", "You must {}."),
+    WANTED: ("Please {}.", "Also {}.", "Make sure to {}.", "Remember to {}."),
+    NICE: ("If possible, {}.", "Ideally, {}.", "It would be nice to {}.", "Perhaps {}."),
 }
+# How many responses an item has, with the odds of each: pairs mostly, since every response lengthens the prompt.
+RESPONSE_COUNTS, RESPONSE_ODDS = (1, 2, 3, 4, 5, 6), (12, 60, 16, 7, 3, 2)
+MAX_RESPONSES = max(RESPONSE_COUNTS)
+# Pieces of query and responses together; what the template and one demonstration add keeps an item below 640 tokens.
+MAX_PIECES = 270
+PIECE = re.compile(r"[^\W\d_]+|\S")
 
 State = dict[str, str | list[str] | None]
 
@@ -118,12 +125,11 @@ def draw_problem(domain: Callable[[Random], Problem], split: str, rng: Random) -
             return problem
 
 
-def build_item(name: str, problem: Problem, rng: Random, *, max_responses: int = 4) -> Item:
+def build_item(name: str, problem: Problem, rng: Random, *, max_responses: int = MAX_RESPONSES) -> Item:
     """Turn a problem into an item: importances, phrasing, responses of graded quality, reference or principles."""
     while True:
         levels, mentioned = _importances(problem.aspects, rng)
-        counts, odds = (1, 2, 3, 4), (12, 56, 20, 12)
-        num_responses = min(rng.choices(counts, odds)[0], max_responses)
+        num_responses = min(rng.choices(RESPONSE_COUNTS, RESPONSE_ODDS)[0], max_responses)
         given = rng.random() < 0.07
         weights: dict[str, int] = {}
         if given:
@@ -152,8 +158,15 @@ def build_item(name: str, problem: Problem, rng: Random, *, max_responses: int =
             continue
         reference = rng.choice(("{}", "The right result is {}.", "Expected: {}.")).format(main.value) if referenced else None
         query = f"{problem.task} {_wishes(problem.aspects, mentioned, levels, rng)}".strip()
+        if count_pieces(query) + sum(map(count_pieces, texts)) > MAX_PIECES:
+            continue
         ordered_weights = tuple(weights[c.label] for c in criteria) if given else ()
         return Item(name, query, texts, reference, tuple(criteria), ordered_weights, quality, best)
+
+
+def count_pieces(text: str) -> int:
+    """Count words, digits and marks: the tokens of a text whose words are all known to the tokenizer."""
+    return len(PIECE.findall(text))
 
 
 def split_points(importances: Sequence[int]) -> tuple[int, ...]:

@@ -2,106 +2,91 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from random import Random
 
+from spct.training.tasks.answers import Question, answered
 from spct.training.tasks.arithmetic import near_miss, steps_of_sum
-from spct.training.tasks.core import ESSENTIAL, Aspect, Problem, State
-from spct.training.tasks.manner import (
-    NAMES,
-    assemble,
-    brief_aspect,
-    equals,
-    name_aspect,
-    off_value,
-    polite_aspect,
-    source_aspect,
-    unit_aspect,
-)
+from spct.training.tasks.core import Problem
+from spct.training.tasks.manner import NAMES
+from spct.training.tasks.sorting import leading
 
 UNITS = ("points", "coins", "cards", "goals", "books", "stamps", "tickets", "meters")
 COLORS = ("red", "blue", "green", "white", "black", "brown", "pink", "gray")
-TEAMS = ("team", "color", "shirt", "cap")
+WORN = ("team", "color", "shirt", "cap", "coat", "bag")
+HEADS = ("Table of {}: {}.", "Results of {}: {}.", "List of {}: {}.", "Here are the {}: {}.")
+SENTENCES = ("The result is {}.", "The table says {}.", "It is {}.", "The outcome is {}.", "I read {}.")
+ASKS = {
+    "look_up": ("How many {u} does {p} have?", "What is the number of {u} for {p}?", "Look up the {u} of {p}.", "Find the {u} of {p}."),
+    "both": ("How many {u} do {p} and {q} have together?", "What is the sum of {u} for {p} and {q}?", "Add the {u} of {p} and {q}."),
+    "most": ("Who has the most {u}?", "Which person has the most {u}?", "Find the person with the most {u}."),
+    "fewest": ("Who has the fewest {u}?", "Which person has the fewest {u}?", "Find the person with the fewest {u}."),
+    "color": ("What is the {u} of {p}?", "Which {u} does {p} have?", "Look up the {u} of {p}."),
+    "count": ("How many people have {c}?", "How often is it {c}?", "Count the people with {c}."),
+}
+ODDS = {"look_up": 38, "color": 25, "most": 8, "fewest": 8, "both": 9, "count": 12}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a kind of question asks for: words of the question, right value, steps, plausible wrong values, unit."""
+
+    words: dict[str, str]
+    right: str
+    steps: str
+    pool: tuple[str, ...]
+    unit: str = ""
 
 
 def draw(rng: Random) -> Problem:
     """Draw a table of three to five rows and a question about it."""
-    kind = rng.choices(("look_up", "color", "most", "least", "both", "count"), (40, 25, 9, 8, 8, 10))[0]
-    people = rng.sample(NAMES, rng.randint(3, 5))
+    kind = rng.choices(list(ODDS), list(ODDS.values()))[0]
+    people = rng.sample(NAMES, rng.choice((3, 3, 4, 4, 5)))
     if kind in ("count", "color"):
-        task, right, steps, pool, unit = _colors(rng, kind, people)
+        heading, values, outcome = _colors(rng, kind, people)
     else:
-        task, right, steps, pool, unit = _numbers(rng, kind, people)
-    facts = f"table {kind} {task}"
-    check = equals("exact result", right).check
-    asks = ("give the exact result", "read the table correctly", "be exact")
-    aspects = [Aspect("exact result", asks, steps, right, check, implied=ESSENTIAL)]
-    addressee = rng.choice(NAMES)
-    source = f"{rng.choice(('page', 'table'))} {rng.randint(1, 9)}"
-    aspects += [name_aspect(addressee), polite_aspect(), brief_aspect(), source_aspect(source)]
-    if unit is not None:
-        aspects.append(unit_aspect(unit))
+        heading, values, outcome = _numbers(rng, kind, people)
+    rows = ", ".join(f"{person} {value}" for person, value in zip(people, values, strict=True))
+    task = f"{rng.choice(HEADS).format(heading, rows)} {rng.choice(ASKS[kind]).format(u=heading, **outcome.words)}"
+    right, others = outcome.right, [value for value in outcome.pool if value != outcome.right]
 
-    def respond(rng: Random, flaws: frozenset[str]) -> tuple[str, State]:
-        state: State = {}
-        shown = right
-        if "exact result" in flaws:
-            shown = rng.choice([p for p in pool if p != right]) if pool and rng.random() < 0.75 else ""
-            if not shown:
-                shown = near_miss(rng, int(right)) if right.isdigit() else rng.choice([p for p in pool if p != right])
-        state["exact result"] = shown
-        quantity = shown
-        if unit is not None:
-            written = off_value(rng, unit, UNITS) if "unit" in flaws else unit
-            state["unit"] = written
-            quantity = f"{shown} {written}".strip()
-        main = rng.choice(("The result is {}.", "The table says {}.", "It is {}.", "The outcome is {}.")).format(quantity)
-        return assemble(rng, main, state, flaws, name=addressee, source=source), state
+    def wrong(rng: Random) -> str:
+        return rng.choice(others) if others and (not right.isdigit() or rng.random() < 0.75) else near_miss(rng, int(right))
 
-    return Problem(facts, task, tuple(aspects), respond)
+    facts = f"table {kind} {heading} {rows} {sorted(outcome.words.items())}"
+    question = Question(facts, task, right, outcome.steps, wrong, SENTENCES, unit=outcome.unit, units=UNITS if outcome.unit else ())
+    return answered(question, rng, sourced=0.4)
 
 
-def _numbers(rng: Random, kind: str, people: list[str]) -> tuple[str, str, str, tuple[str, ...], str | None]:
-    """A table of numbers: task, right value, steps, plausible wrong values, unit."""
+def _numbers(rng: Random, kind: str, people: list[str]) -> tuple[str, list[str], Outcome]:
+    """A table of numbers and what is asked of it."""
     unit = rng.choice(UNITS)
-    top = 48 if kind == "both" else 99
-    values = rng.sample(range(2, top), len(people))
-    rows = ", ".join(f"{p} {v}" for p, v in zip(people, values, strict=True))
-    table = f"{rng.choice(('Table', 'Results', 'List'))} of {unit}: {rows}."
+    numbers = rng.sample(range(2, 48 if kind == "both" else 99), len(people))
+    values = [str(n) for n in numbers]
+    rows = dict(zip(people, numbers, strict=True))
     if kind == "look_up":
-        i = rng.randrange(len(people))
-        ask = rng.choice(("How many {u} does {p} have?", "What is the number of {u} for {p}?")).format(u=unit, p=people[i])
-        return f"{table} {ask}", str(values[i]), f"{people[i]} {values[i]}", tuple(map(str, values)), unit
+        person = rng.choice(people)
+        return unit, values, Outcome({"p": person}, str(rows[person]), f"{person} {rows[person]}", tuple(values), unit)
     if kind == "both":
-        i, j = rng.sample(range(len(people)), 2)
-        steps, total = steps_of_sum(values[i], values[j])
-        ask = rng.choice(("How many {u} do {p} and {q} have together?", "What is the sum of {u} for {p} and {q}?"))
-        written = f"{people[i]} {values[i]}, {people[j]} {values[j]}, {steps}"
-        wrong = (str(values[i]), str(values[j]), near_miss(rng, total))
-        return f"{table} {ask.format(u=unit, p=people[i], q=people[j])}", str(total), written, wrong, unit
-    word, better = ("most", max) if kind == "most" else ("fewest", min)
-    parts, lead = [], 0
-    for i, value in enumerate(values):
-        if i and better(values[lead], value) == value:
-            lead = i
-        parts.append(f"{people[i]} {value}" + (f" {'more' if kind == 'most' else 'less'}" if i and lead == i else ""))
-    ask = rng.choice(("Who has the {w} {u}?", "Which person has the {w} {u}?")).format(w=word, u=unit)
-    return f"{table} {ask}", people[lead], f"{', '.join(parts)}, so {people[lead]}", tuple(people), None
+        p, q = rng.sample(people, 2)
+        steps, total = steps_of_sum(rows[p], rows[q])
+        wrong = (str(rows[p]), str(rows[q]), near_miss(rng, total))
+        return unit, values, Outcome({"p": p, "q": q}, str(total), f"{p} {rows[p]}, {q} {rows[q]}, {steps}", wrong, unit)
+    lead = (max if kind == "most" else min)(people, key=rows.__getitem__)
+    return unit, values, Outcome({}, lead, leading(people, rows, "more" if kind == "most" else "less"), tuple(people))
 
 
-def _colors(rng: Random, kind: str, people: list[str]) -> tuple[str, str, str, tuple[str, ...], str | None]:
-    """A table of colors: task, right value, steps, plausible wrong values, unit."""
+def _colors(rng: Random, kind: str, people: list[str]) -> tuple[str, list[str], Outcome]:
+    """A table of colors and what is asked of it."""
     palette = rng.sample(COLORS, 3)
     colors = [rng.choice(palette) for _ in people]
-    what = rng.choice(TEAMS)
-    rows = ", ".join(f"{p} {c}" for p, c in zip(people, colors, strict=True))
-    table = f"{rng.choice(('Table', 'Results', 'List'))} of {what}: {rows}."
+    worn = rng.choice(WORN)
     if kind == "color":
         i = rng.randrange(len(people))
-        ask = rng.choice(("What is the {w} of {p}?", "Which {w} does {p} have?")).format(w=what, p=people[i])
-        return f"{table} {ask}", colors[i], f"{people[i]} {colors[i]}", tuple(palette), None
-    color = rng.choice(colors)
-    hits = [p for p, c in zip(people, colors, strict=True) if c == color]
-    steps = ", ".join(f"{p} {n}" for n, p in enumerate(hits, 1))
-    ask = rng.choice(("How many people have {c}?", "How often is it {c}?")).format(c=color)
-    others = tuple(str(n) for n in range(1, 6) if abs(n - len(hits)) <= 2)
-    return f"{table} {ask}", str(len(hits)), f"{color}: {steps}, so {len(hits)}", others, None
+        return worn, colors, Outcome({"p": people[i]}, colors[i], f"{people[i]} {colors[i]}", tuple(palette))
+    color, steps, number = rng.choice(colors), [], 0
+    for person, shown in zip(people, colors, strict=True):
+        number += shown == color
+        steps.append(f"{person} {shown} {number}")
+    others = tuple(str(n) for n in range(1, 6) if abs(n - number) <= 2)
+    return worn, colors, Outcome({"c": color}, str(number), " ".join(steps), others)

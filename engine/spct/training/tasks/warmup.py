@@ -10,19 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from spct.training.tasks import arithmetic, passage, table
-from spct.training.tasks.constraints import WORDS
+from spct.training.tasks import arithmetic, passage, sorting, strings, table, units
+from spct.training.tasks.answers import RESULT, RESULT_SENTENCES, WORKING_SENTENCES
+from spct.training.tasks.constraints import DOWN, SENTENCES, SEPARATORS, UP, WORDS, compared, numbered_entries
 from spct.training.tasks.core import LEADS, split_points
 from spct.training.tasks.manner import (
     FILLERS,
     GREETINGS,
     NAMES,
+    SOURCE_SENTENCES,
+    SOURCES,
     THANKS,
     brief_aspect,
+    greeting_aspect,
     name_aspect,
     polite_aspect,
     source_aspect,
     unit_aspect,
+    up_to_difference,
 )
 
 Snippet = tuple[str, str, bool]
@@ -51,44 +56,105 @@ def _valued(rng: Random, label: str, asks: tuple[str, ...], right: str, pool: tu
 
 def _name(rng: Random) -> Wish:
     name = rng.choice(NAMES)
-    return _valued(rng, "name", name_aspect(name).asks, name, NAMES, GREETINGS)
+    return _valued(rng, "name", name_aspect(name).asks, name, NAMES, tuple(f"{word} {{}}," for word in GREETINGS))
+
+
+def _greeting(rng: Random) -> Wish:
+    word = rng.choice(GREETINGS)
+    return _valued(rng, "greeting", greeting_aspect(word).asks, word, GREETINGS, (f"{{}} {rng.choice(NAMES)},", "{},"))
 
 
 def _unit(rng: Random) -> Wish:
-    pool = (*arithmetic.UNITS, *arithmetic.THINGS, *table.UNITS)
+    pool = (*arithmetic.UNITS, *arithmetic.THINGS, *table.UNITS, *units.ALL_UNITS)
     unit = rng.choice(pool)
     number = rng.randint(2, 99)
-    return _valued(rng, "unit", unit_aspect(unit).asks, unit, pool, (f"The result is {number} {{}}.", f"That makes {number} {{}}."))
+    return _valued(rng, "unit", unit_aspect(unit).asks, unit, pool, tuple(s.format(f"{number} {{}}") for s in RESULT_SENTENCES))
 
 
 def _source(rng: Random) -> Wish:
-    pool = tuple(f"{kind} {n}" for kind in ("page", "table") for n in range(1, 10))
-    source = rng.choice(pool)
-    return _valued(rng, "source", source_aspect(source).asks, source, pool, ("Source: {}.", "See {}.", "This is from {}."))
+    source = rng.choice(SOURCES)
+    return _valued(rng, "source", source_aspect(source).asks, source, SOURCES, SOURCE_SENTENCES)
+
+
+def _working(rng: Random) -> Wish:
+    a, b = rng.randint(2, 9), rng.randint(2, 9)
+
+    def respond(rng: Random) -> Snippet:
+        if rng.random() < 0.5:
+            return "", "none", False
+        sentence = rng.choice(WORKING_SENTENCES)
+        return sentence.format(f"{a} + {b}"), sentence.split()[0].rstrip(":"), True
+
+    return Wish("working", "show the working", "shown", respond)
 
 
 def _result(rng: Random) -> Wish:
-    right = rng.randint(2, 99)
-    wrong = (arithmetic.near_miss(rng, right), str(rng.randint(2, 99)))
-    asks = (f"give the exact result {right}", f"be exact: {right}")
-    return _valued(
-        rng, "exact result", asks, str(right), wrong, ("The result is {}.", "That makes {}.", "It comes to {}.", "The outcome is {}.")
-    )
+    """A result of any domain's kind, which the wish itself gives."""
+    kind = rng.randrange(5)
+    if kind < 2:
+        number = rng.randint(2, 99) if rng.random() < 0.75 else rng.randint(2, 9) * rng.choice((60, 100, 1000))
+        right = str(number)
+        wrong: tuple[str, ...] = (arithmetic.near_miss(rng, number), str(rng.randint(2, 99)))
+        sentences: tuple[str, ...] = (*RESULT_SENTENCES, *units.CLOCK_SENTENCES)
+    elif kind == 2:
+        wrong = tuple(f"{rng.randint(1, 30)} {month}" for month in rng.sample(list(units.MONTHS), 3))
+        right, sentences = rng.choice(wrong), units.DAY_SENTENCES
+    else:
+        wrong = rng.choice((table.COLORS, NAMES, strings.POOL, passage.DAYS))
+        right, sentences = rng.choice(wrong), (*sorting.ONE, *table.SENTENCES)
+    return _valued(rng, RESULT, (f"give the exact result {right}", f"be exact: {right}"), right, wrong, sentences)
 
 
-TOLD: tuple[tuple[str, tuple[str, ...], str, tuple[str, str]], ...] = (
-    ("day", passage.DAYS, "say it is on {}", ("It is on {}.", "On {} we have it.")),
-    ("time", passage.HOURS, "say it starts at {}", ("It starts at {}.", "The start is at {}.")),
-    ("place", passage.PLACES, "say it is in the {}", ("It is in the {}.", "We meet in the {}.")),
-    ("end time", passage.HOURS, "say it ends at {}", ("It ends at {}.", "It is over at {}.")),
-    ("bring", passage.BRING, "say to bring a {}", ("Bring a {}.", "You need a {}.")),
-)
+def _sequence(rng: Random) -> Wish:
+    """A result of several entries, read up to the first difference."""
+    spelled = rng.random() < 0.5
+    pool = strings.LETTERS if spelled else rng.choice((NAMES, strings.POOL))
+    joined = ", " if pool is NAMES else " "
+    right = rng.sample(pool, rng.randint(2, 3))
+    if spelled and rng.random() < 0.3:
+        right = [entry.upper() for entry in right]
+
+    def respond(rng: Random) -> Snippet:
+        shown = list(right)
+        draw = rng.random()
+        if draw < 0.25:
+            shown.reverse()
+        elif draw < 0.5:
+            shown[rng.randrange(len(shown))] = rng.choice(pool)
+        return rng.choice(strings.SENTENCES).format(joined.join(shown)), up_to_difference(shown, right, joined), shown == right
+
+    return Wish(RESULT, f"{rng.choice(('give the exact result', 'be exact:'))} {joined.join(right)}", joined.join(right), respond)
+
+
+def _lead(rng: Random) -> Wish:
+    """The steps of a comparison: numbers of the query, and who leads."""
+    trait = rng.choice(sorting.TRAITS)
+    things = rng.sample(trait.pool, rng.randint(2, 3))
+    rows = dict(zip(things, rng.sample(range(1, 10), len(things)), strict=True))
+    most = rng.random() < 0.5
+    right = (max if most else min)(things, key=rows.__getitem__)
+    table = ", ".join(f"{thing} {rows[thing]}" for thing in things)
+    ask = f"find the {trait.high if most else trait.low}: {table}"
+    steps = sorting.leading(things, rows, "more" if most else "less")
+    wish = _valued(rng, RESULT, (ask,), right, tuple(things), sorting.ONE)
+    return Wish(wish.label, wish.ask, steps, wish.respond)
+
+
+TOLD_ASKS = {
+    "day": "say it is on {}",
+    "time": "say it starts at {}",
+    "place": "say it is in the {}",
+    "end time": "say it ends at {}",
+    "bring": "say to bring a {}",
+}
 
 
 def _told(rng: Random) -> Wish:
-    label, pool, ask, snippets = rng.choice(TOLD)
+    label = rng.choice(list(TOLD_ASKS))
+    pool = passage.POOLS[label]
     right = rng.choice(pool)
-    return _valued(rng, label, (ask.format(right),), right, pool, snippets)
+    snippets = tuple(s.replace("{e}", rng.choice(passage.EVENTS)) for s in passage.TOLD[label])
+    return _valued(rng, label, (TOLD_ASKS[label].format(right),), right, pool, snippets)
 
 
 def _manner(rng: Random) -> Wish:
@@ -104,25 +170,23 @@ def _manner(rng: Random) -> Wish:
 
 
 def _listed(rng: Random) -> Wish:
+    """A wish about the words of a list."""
     pool = WORDS[rng.choice(sorted(WORDS))]
-    word, count = rng.choice(pool), rng.randint(2, 4)
+    word = rng.choice(pool)
     label, ask, expected = rng.choice(
         (
             ("must include", f"include {word}", word),
             ("must avoid", f"avoid {word}", f"no {word}"),
             ("start", f"start with {word}", word),
             ("end", f"end with {word}", word),
-            ("count", f"list {count} entries", str(count)),
         )
     )
 
     def respond(rng: Random) -> Snippet:
-        entries = rng.sample(pool, rng.choice((count, count, rng.randint(2, 4))))
+        entries = rng.sample(pool, rng.randint(2, 4))
         if word not in entries and rng.random() < 0.4:
             entries[rng.choice((0, -1, rng.randrange(len(entries))))] = word
-        snippet = f"The list: {', '.join(entries)}."
-        if label == "count":
-            return snippet, ", ".join(f"{e} {i}" for i, e in enumerate(entries, 1)), len(entries) == count
+        snippet = rng.choice(SENTENCES).format(", ".join(entries))
         if label in ("start", "end"):
             shown = entries[0 if label == "start" else -1]
             return snippet, shown, shown == word
@@ -132,7 +196,67 @@ def _listed(rng: Random) -> Wish:
     return Wish(label, ask, expected, respond)
 
 
-MAKERS = (_name, _name, _unit, _source, _result, _told, _told, _manner, _listed, _listed)
+def _counted(rng: Random) -> Wish:
+    """A wish for a number of entries."""
+    pool = WORDS[rng.choice(sorted(WORDS))]
+    count = rng.randint(2, 4)
+
+    def respond(rng: Random) -> Snippet:
+        entries = rng.sample(pool, rng.choice((count, count, rng.randint(2, 4))))
+        return rng.choice(SENTENCES).format(", ".join(entries)), numbered_entries(entries), len(entries) == count
+
+    return Wish("count", f"list {count} entries", str(count), respond)
+
+
+def _ordered(rng: Random) -> Wish:
+    """A wish for sorted numbers."""
+    rising, top = rng.random() < 0.5, rng.choice((9, 9, 9, 40))
+
+    def respond(rng: Random) -> Snippet:
+        entries = sorted(rng.sample(range(1, top + 1), rng.randint(2, 4)), reverse=not rising)
+        if rng.random() < 0.5:
+            rng.shuffle(entries)
+        shown = [str(n) for n in entries]
+        return rng.choice(SENTENCES).format(", ".join(shown)), *compared(shown, "up" if rising else "down")
+
+    return Wish("order", rng.choice(UP if rising else DOWN), "up" if rising else "down", respond)
+
+
+def _marked(rng: Random) -> Wish:
+    """A wish for the marks of a list, or for numbered entries."""
+    if rng.random() < 0.25:
+        return _numbered(rng)
+    marks = rng.choice(sorted(SEPARATORS))
+
+    def respond(rng: Random) -> Snippet:
+        used = marks if rng.random() < 0.5 else rng.choice(sorted(SEPARATORS))
+        entries = rng.sample(strings.POOL, rng.randint(2, 3))
+        return rng.choice(SENTENCES).format(SEPARATORS[used].join(entries)), SEPARATORS[used].strip(), used == marks
+
+    return Wish("marks", f"separate the entries with {marks}", SEPARATORS[marks].strip(), respond)
+
+
+def _numbered(rng: Random) -> Wish:
+    def respond(rng: Random) -> Snippet:
+        entries = rng.sample(strings.POOL, rng.randint(2, 3))
+        numbered = rng.random() < 0.5
+        listed = ", ".join(f"{i} {entry}" for i, entry in enumerate(entries, 1)) if numbered else ", ".join(entries)
+        return rng.choice(SENTENCES).format(listed), "1" if numbered else "none", numbered
+
+    return Wish("numbered", "number the entries", "1", respond)
+
+
+MAKERS = (
+    *(_name, _greeting, _unit, _source, _working, _manner),
+    *(_result, _result, _lead, _sequence, _sequence, _told, _told),
+    *(_listed, _listed, _counted, _counted, _ordered, _marked),
+)
+# Wishes of one family speak of the same sentence of a response, so a prompt has one of each family at most.
+FAMILIES = (
+    {"must include", "must avoid", "start", "end", "count", "order", "marks", "numbered"},
+    {RESULT, "unit", "day", "time", "end time"},
+    {"name", "greeting"},
+)
 
 
 def warm_up(rng: Random, num_wishes: int, num_responses: int, group: int) -> tuple[str, list[str]]:
@@ -140,7 +264,7 @@ def warm_up(rng: Random, num_wishes: int, num_responses: int, group: int) -> tup
     wishes: dict[str, Wish] = {}
     while len(wishes) < num_wishes:
         wish = rng.choice(MAKERS)(rng)
-        if not (wish.label in wishes or (wish.expected.split()[-1] in " ".join(w.ask for w in wishes.values()).split())):
+        if not _collides(wish, wishes):
             wishes[wish.label] = wish
     made = [{label: wish.respond(rng) for label, wish in wishes.items()} for _ in range(num_responses)]
     query = " ".join(rng.choice(LEADS[rng.choice((4, 2, 1))]).format(wish.ask) for wish in wishes.values())
@@ -149,6 +273,13 @@ def warm_up(rng: Random, num_wishes: int, num_responses: int, group: int) -> tup
         text = " ".join(s for s, _, _ in snippets.values() if s)
         lines += [f"[The Begin of Response {place}]", text, f"[The End of Response {place}]"]
     return "\n".join(lines) + "\n", [_demonstration(rng, list(wishes.values()), made) for _ in range(group)]
+
+
+def _collides(wish: Wish, wishes: dict[str, Wish]) -> bool:
+    """Tell whether a wish would be mistaken for one of the others: the same family, or its word in another's sentence."""
+    related = {wish.label}.union(*(family for family in FAMILIES if wish.label in family))
+    spoken = " ".join(other.ask for other in wishes.values()).split()
+    return not related.isdisjoint(wishes) or wish.expected.split()[-1] in spoken
 
 
 def _demonstration(rng: Random, wishes: list[Wish], made: list[dict[str, Snippet]]) -> str:
