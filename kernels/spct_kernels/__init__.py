@@ -4,6 +4,7 @@ Usable alone: nothing here imports `spct`. Every op takes `backend="auto"`, or t
 """
 
 from spct_kernels import attention_cases as _attention_cases  # noqa: F401 - registers the op
+from spct_kernels import custom_ops as _custom_ops  # noqa: F401 - registers the Triton backend's ops with torch
 from spct_kernels import fakes as _fakes  # noqa: F401 - registers the C++ ops with torch's tracing
 from spct_kernels import sample_cases as _sample_cases  # noqa: F401 - registers the ops
 from spct_kernels.attention import shared_prefix_attention

@@ -1,6 +1,8 @@
 """Compiles every Triton kernel for every target, without a GPU: `python -m spct_kernels.compile_check [--json]`.
 
-Rows come from the `specialisations()` of the modules `spct_kernels.triton_*`: what an engine launches in practice. A row misses if
+Rows come from `model_rows` of the modules `spct_kernels.triton_*`: what an engine launches for the models of `specialisation.MODELS`; a
+test holds them against what an engine run records (`spct_kernels.recorded`). By default a covering part is compiled, a rule that is
+said at `covering`; --all compiles every row. A row misses if
 it spills registers, takes more shared memory than the device has, lacks the tensor-core instruction that is meant, or does not
 compile. Exit status: 0, 1 on a miss, 2 on bad usage.
 """
@@ -11,6 +13,7 @@ import argparse
 import concurrent.futures
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import pkgutil
@@ -31,7 +34,7 @@ from triton.compiler import ASTSource
 
 import spct_kernels
 from spct_kernels.errors import BackendError
-from spct_kernels.specialisation import SHARED_BYTES, TARGETS, Specialisation
+from spct_kernels.specialisation import LENGTHS, MODELS, SHARED_BYTES, TARGETS, ModelShape, Specialisation
 
 NUM_WORKERS = 2
 
@@ -69,19 +72,58 @@ def modules() -> Iterator[str]:
             yield f"spct_kernels.{module.name}"
 
 
-def all_specialisations() -> list[tuple[str, int, Specialisation]]:
-    """(module, index in its `specialisations()`, specialisation), of every module that has some."""
-    found = []
-    for name in modules():
-        list_them = getattr(importlib.import_module(name), "specialisations", None)
-        if list_them is not None:
-            found += [(name, index, one) for index, one in enumerate(list_them())]
-    return found
+def rows_of(model: ModelShape) -> list[Specialisation]:
+    """Every kernel that an engine launches for a model."""
+    return [row for module in _with_rows() for row in module.model_rows(model)]
 
 
-def kernel_name(specialisation: Specialisation) -> str:
-    """The kernel's public name: "_head_kernel" is "head"."""
-    return str(specialisation.kernel.__name__).strip("_").removesuffix("_kernel")
+def all_specialisations() -> list[Specialisation]:
+    """What an engine launches for `specialisation.MODELS`, and the modules' other rows; of each kind the longest, once."""
+    found: dict[tuple[Any, ...], Specialisation] = {}
+    for one in [*(row for model in MODELS for row in rows_of(model)), *(row for module in _with_rows() for row in module.other_rows())]:
+        kind = one.kind
+        if kind not in found or _length(one) > _length(found[kind]):
+            found[kind] = one
+    return list(found.values())
+
+
+def _with_rows() -> list[Any]:
+    """The modules that know rows."""
+    return [module for module in map(importlib.import_module, modules()) if hasattr(module, "model_rows")]
+
+
+def _length(specialisation: Specialisation) -> int:
+    """The product of its lengths."""
+    values = [value for name, value in specialisation.constexprs.items() if name in LENGTHS]
+    return math.prod(value for value in values if isinstance(value, int) and value)
+
+
+def covering(rows: Sequence[tuple[int, str]], specialisations: Sequence[Specialisation]) -> list[tuple[int, str]]:
+    """The rows that a routine check compiles: of every kernel each target at least once, and each type, constant and launch option.
+
+    For kernels that multiply, where registers are short, each constant that is on or off is taken on each target. Greedy: the row that
+    adds the most comes first, the earlier one of equals. What is left out combines the same parts otherwise.
+    """
+    chosen: list[tuple[int, str]] = []
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for row in rows:
+        groups.setdefault(specialisations[row[0]].kernel_name, []).append(row)
+    for group in groups.values():
+        features = {row: _covered(specialisations[row[0]], row[1]) for row in group}
+        missing = frozenset[tuple[str, ...]]().union(*features.values())
+        while missing:
+            best = max(group, key=lambda row: len(features[row] & missing))
+            missing -= features[best]
+            chosen.append(best)
+    return sorted(chosen, key=rows.index)
+
+
+def _covered(specialisation: Specialisation, target: str) -> frozenset[tuple[str, ...]]:
+    """What a row covers of its kernel."""
+    features: set[tuple[str, ...]] = {(target,), *specialisation.features(target)}
+    if specialisation.mma:
+        features |= {(target, name, value) for name, value in specialisation.features(target) if value in ("True", "False")}
+    return frozenset(features)
 
 
 def gpu_target(name: str) -> GPUTarget:
@@ -118,27 +160,27 @@ def compile_one(specialisation: Specialisation, target: str) -> Row:
         misses.append("no tensor-core instruction")
     if specialisation.wgmma and target == "sm_90" and not mma.startswith("wgmma"):
         misses.append(f"expected wgmma, found {mma or 'none'}")
-    name = kernel_name(specialisation)
+    name = specialisation.kernel_name
     return Row(name, target, specialisation.name, registers, spills, shared, mma, round(seconds, 2), not misses, ", ".join(misses))
 
 
-def check(rows: Sequence[tuple[str, int, str]]) -> Iterator[Row]:
-    """Compiles rows of (module, index of the specialisation, target) in NUM_WORKERS processes, in order."""
+def check(rows: Sequence[tuple[int, str]], num_workers: int = NUM_WORKERS) -> Iterator[Row]:
+    """Compiles rows of (index in `all_specialisations()`, target) in `num_workers` processes, in order."""
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(NUM_WORKERS, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
         yield from pool.map(_work, rows)
 
 
-def _work(row: tuple[str, int, str]) -> Row:
+def _work(row: tuple[int, str]) -> Row:
     """One row in a worker: an exception of Triton's, of whatever type, is that row's miss."""
-    module, index, target = row
-    specialisation = importlib.import_module(module).specialisations()[index]
+    index, target = row
+    specialisation = all_specialisations()[index]
     try:
         return compile_one(specialisation, target)
     except Exception as error:  # the compiler raises its own, Python's and its backends' errors: all of them mean a miss
         lines = str(error).strip().splitlines() or [""]
         message = f"{type(error).__name__}: {lines[-1]}"[:300]
-        return Row(kernel_name(specialisation), target, specialisation.name, 0, 0, 0, "", 0.0, False, message)
+        return Row(specialisation.kernel_name, target, specialisation.name, 0, 0, 0, "", 0.0, False, message)
 
 
 def _look_at_hip(assembly: str) -> tuple[int, int, str]:
@@ -201,21 +243,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernel", default="", help="only kernels whose name holds this")
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this target; may be repeated")
     parser.add_argument("--only", default="", help="only specialisations whose name holds this")
+    parser.add_argument("--all", action="store_true", help="every row; without it, and without --kernel or --only, a covering part")
+    parser.add_argument("--list", action="store_true", help="print the rows, compile nothing")
+    parser.add_argument("--workers", type=int, default=NUM_WORKERS, help=f"processes that compile (default {NUM_WORKERS})")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("compile_check: TRITON_INTERPRET is set, so that nothing can be compiled; unset it", file=sys.stderr)
         return 2
+    found = all_specialisations()
     rows = [
-        (module, index, target)
-        for module, index, one in all_specialisations()
+        (index, target)
+        for index, one in enumerate(found)
         for target in options.target or TARGETS
-        if options.kernel in kernel_name(one) and options.only in one.name
+        if options.kernel in one.kernel_name and options.only in one.name
     ]
+    if not (options.all or options.kernel or options.only):
+        rows = covering(rows, found)
+    if options.list:
+        for index, target in rows:
+            print(found[index].kernel_name, target, found[index].name)
+        return 0
     if not rows:
         print("compile_check: no kernel and specialisation fits the options; drop --kernel or --only", file=sys.stderr)
         return 2
     done: list[Row] = []
-    for row in check(rows):
+    for row in check(rows, options.workers):
         done.append(row)
         if not options.json:
             _print_table(row, len(done) == 1)

@@ -149,6 +149,8 @@ def _check_head(
     check_dtype("hidden", hidden, FLOAT_DTYPES)
     check_dtype("norm_weight", norm_weight, FLOAT_DTYPES)
     if isinstance(lm_head, PackedLinear):
+        if lm_head.scheme == "int8":
+            raise InputError("lm_head: expected a head packed as fp32, bf16 or fp16, got 'int8'; it decides the draw, keep it in 16 bits")
         if lm_head.shape[1] != dims["E"]:
             raise InputError(f"lm_head: expected shape (V, E={dims['E']}), got {lm_head.shape}")
         if lm_head.device != hidden.device:

@@ -44,6 +44,10 @@ class TileOptions:
         """Rows of a program: all heads of a KV head side by side, as far as they fit."""
         return self.block_m // min(group, self.block_m)
 
+    def stages(self, folds: bool) -> int:
+        """Tiles in flight: one less where a program folds splits, whose second state a third tile would push out of the registers."""
+        return min(self.num_stages, 2) if folds else self.num_stages
+
 
 def tile_options(shape: Shape, device: torch.device) -> TileOptions:
     """The tiles of a layer on a device."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -154,35 +155,87 @@ class _Builder:
             self.folds |= len(self.segments) - first_segment > 1
             self.items.append((first_segment, len(self.segments), rows[0], rows[1] - rows[0]))
 
-    def one_split(self, runs: list[_Run], common: list[int], first: int, last: int) -> None:
-        """Groups of runs that share tiles of this split. `common[i]`: leading tiles that runs i - 1 and i have in common.
+    def splits(self, runs: list[_Run], common: list[int], bounds: list[int]) -> None:
+        """Items of runs whose splits are programs of their own. `common[i]`: leading tiles that runs i - 1 and i have in common.
+
+        How a split's runs are grouped depends on how many tiles they have in it and share in it: most splits of a long prefix look alike,
+        so groupings are remembered.
+        """
+        lengths = np.array([len(run.tiles) for run in runs], dtype=np.int64)
+        shared_tiles = np.array(common, dtype=np.int64)
+        counts = [run.end - run.begin for run in runs]
+        known: dict[tuple[bytes, bytes, int], list[tuple[int, int]]] = {}
+        for first, last in pairwise(bounds):
+            own = np.clip(lengths - first, 0, last - first)
+            shared = np.clip(shared_tiles - first, 0, own)
+            key = (own.tobytes(), shared.tobytes(), last - first)
+            if key not in known:
+                known[key] = self._groups(own.tolist(), shared.tolist(), counts, last - first)
+            groups = known[key]
+            differs = np.append(False, (shared[1:] != own[1:]) | (own[1:] != own[:-1]))
+            if not any(differs[begin + 1 : end].any() for begin, end in groups):
+                self._uniform_split(runs, groups, first, last)
+                continue
+            for begin, end in groups:
+                group = runs[begin:end]
+                rows = (group[0].begin, group[-1].end)
+                self.items.append((len(self.segments), len(self.segments) + 1, rows[0], rows[1] - rows[0]))
+                self._segment(group, rows, first, last)
+
+    def _groups(self, own: list[int], shared: list[int], counts: list[int], width: int) -> list[tuple[int, int]]:
+        """Ranges of runs that share tiles of a split of `width` tiles, of which they have own[i] and the first shared[i] as the run before.
 
         A run joins while the tile of rows has room, while it shares a tile, and while the program's steps stay below twice the
         split's: beyond that a tile that all share is better read again, by another program.
         """
-        group: list[_Run] = []
-        rows = steps = 0
-        for run, shared in zip(runs, common, strict=True):
-            own = min(len(run.tiles), last) - first
-            if own <= 0:
-                self._group(group, first, last)
-                group = []
+        groups: list[tuple[int, int]] = []
+        begin = rows = steps = 0
+        for run, (tiles, same, count) in enumerate(zip(own, shared, counts, strict=True)):
+            joins = rows > 0 and tiles > 0 and same > 0
+            if joins and rows + count <= self.rows_per_tile and steps + tiles - same <= 2 * width:
+                rows, steps = rows + count, steps + tiles - same
                 continue
-            shared = min(max(shared - first, 0), own)
-            count = run.end - run.begin
-            if not group or rows + count > self.rows_per_tile or shared == 0 or steps + own - shared > 2 * (last - first):
-                self._group(group, first, last)
-                group, rows, steps, shared = [], 0, 0, 0
-            group.append(run)
-            rows += count
-            steps += own - shared
-        self._group(group, first, last)
+            if rows:
+                groups.append((begin, run))
+            begin, rows, steps = (run, count, tiles) if tiles > 0 else (run, 0, 0)
+        return [*groups, (begin, len(own))] if rows else groups
 
-    def _group(self, group: list[_Run], first: int, last: int) -> None:
-        if group:
-            rows = (group[0].begin, group[-1].end)
-            self.items.append((len(self.segments), len(self.segments) + 1, rows[0], rows[1] - rows[0]))
-            self._segment(group, rows, first, last)
+    def _uniform_split(self, runs: list[_Run], groups: list[tuple[int, int]], first: int, last: int) -> None:
+        """The segments of a split in which all runs of a group have the same tiles: a step each, for all the group's rows."""
+        tiles = [runs[begin].tiles[first:last] for begin, _ in groups]
+        counts = np.array([len(ids) for ids in tiles], dtype=np.int64)
+        if not len(counts):
+            return
+        rows = np.array([(runs[begin].begin, runs[end - 1].end) for begin, end in groups], dtype=np.int32)
+        ids, ends = np.concatenate(tiles), np.cumsum(counts)
+        steps = np.zeros((len(ids), STEP_FIELDS), dtype=np.int32)
+        steps[:, 0] = ids
+        steps[:, 1] = self.tree.first_slots[ids]
+        steps[:, 2] = (first + np.arange(len(ids)) - np.repeat(ends - counts, counts)) * self.tree.block_keys
+        steps[:, 3] = self.tree.counts[ids]
+        steps[:, 4:6] = np.repeat(rows, counts, axis=0)
+        at, end_of_split = first * self.tree.block_keys, last * self.tree.block_keys
+        for (begin, end), (first_row, last_row), stop in zip(groups, rows.tolist(), (self.num_steps + ends).tolist(), strict=True):
+            longest = min(end_of_split, max(run.positions for run in runs[begin:end]))
+            self.items.append((len(self.segments), len(self.segments) + 1, first_row, last_row - first_row))
+            self.segments.append((self.num_steps, stop, at, longest))
+            self.num_steps = stop
+        self.steps.append(steps)
+
+
+class Work(Protocol):
+    """What the kernels read of a work list; see `WorkList`."""
+
+    items: Tensor
+    segments: Tensor
+    steps: Tensor
+    tile_slots: Tensor
+    row_splits: Tensor
+    num_items: int
+    num_partials: int
+    folds: bool
+    guards: bool
+    merges: bool
 
 
 class WorkList:
@@ -238,8 +291,7 @@ class WorkList:
                 neighbour = few and few[-1].end == begin
                 common.append(_leading(few[-1].tiles, run.tiles) if neighbour else 0)
                 few.append(replace(run, begin=begin, end=min(begin + self.rows_per_tile, run.end)))
-        for first, last in pairwise(bounds):
-            builder.one_split(few, common, first, last)
+        builder.splits(few, common, bounds)
         self.num_items, self.num_partials = len(builder.items), partials
         self.folds, self.guards = builder.folds, builder.guards
         self.merges = bool((row_splits[1] != 1).any())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 
-from spct_kernels.specialisation import TARGETS, Specialisation
-from spct_kernels.triton_attention import _attention_kernel
+from spct_kernels.specialisation import TARGETS, ModelShape, Specialisation
+from spct_kernels.triton_attention_kernel import attention_kernel
 from spct_kernels.triton_attention_merge import merge_kernel
 from spct_kernels.triton_attention_options import Shape, compile_options, options_on
 from spct_kernels.triton_common import COMPILE, next_power_of_2
@@ -27,11 +28,12 @@ _POINTERS = {
     "lse_ptr": "*fp32",
     "partial_ptr": "*fp32",
     "partial_state_ptr": "*fp32",
+    "kept_ptr": "*fp32",
 }
 _STRIDES = dict.fromkeys(("k_slot_stride", "k_head_stride", "v_slot_stride", "v_head_stride"), "i32")
 _NUMBERS = {"scale": "fp32", "softcap": "fp32", "window": "i32"}
 
-_BF16, _FP16, _FP32, _INT8 = torch.bfloat16, torch.float16, torch.float32, torch.int8
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def _attention(name: str, shape: Shape, kv_heads: int, **flags: Any) -> Specialisation:
@@ -45,7 +47,7 @@ def _attention(name: str, shape: Shape, kv_heads: int, **flags: Any) -> Speciali
             "BLOCK_M": options.block_m,
             "BLOCK_N": options.block_n,
             "num_warps": options.num_warps,
-            "num_stages": options.num_stages,
+            "num_stages": options.stages(bool(flags.get("FOLD"))),
             **compile_options(target),
         }
 
@@ -63,7 +65,7 @@ def _attention(name: str, shape: Shape, kv_heads: int, **flags: Any) -> Speciali
     constants |= {"BLOCK_D": next_power_of_2(shape.key_dim), "BLOCK_DV": next_power_of_2(shape.value_dim)}
     constants |= {name: value for name, value in per_target["sm_90"].items() if name not in ("num_warps", "num_stages", "maxnreg")}
     return Specialisation(
-        _attention_kernel,
+        attention_kernel,
         name=name,
         signature=pointers | _STRIDES | _NUMBERS,
         constexprs=constants,
@@ -75,33 +77,34 @@ def _attention(name: str, shape: Shape, kv_heads: int, **flags: Any) -> Speciali
     )
 
 
-def specialisations() -> tuple[Specialisation, ...]:
-    """Llama-3.1-8B, Qwen2.5-7B, Gemma-2-27B and 1B shapes: decode, cut tiles, prefill, windows, quantised caches, fp32."""
-    rows = [
-        _attention("llama 8B decode", Shape(4, 128, 128, _BF16, _BF16), 8),
-        _attention("llama 8B decode, cut tiles", Shape(4, 128, 128, _BF16, _BF16), 8, GUARD=True),
-        _attention("llama 8B prefill", Shape(4, 128, 128, _BF16, _BF16), 8, FOLD=True),
-        _attention("llama 8B mixed", Shape(4, 128, 128, _BF16, _BF16), 8, FOLD=True, GUARD=True),
-        _attention("qwen2.5 7B decode", Shape(7, 128, 128, _BF16, _BF16), 4),
-        _attention("gemma 27B decode, window", Shape(2, 128, 128, _BF16, _BF16), 16, SOFTCAP=True, WINDOW=True, GUARD=True),
-        _attention("gemma 27B prefill", Shape(2, 128, 128, _BF16, _BF16), 16, SOFTCAP=True, FOLD=True),
-        _attention("1B decode", Shape(2, 64, 64, _FP16, _FP16), 4),
-        _attention("dim 256 decode", Shape(2, 256, 256, _BF16, _BF16), 8),
-        _attention("dim 256 mixed", Shape(2, 256, 256, _BF16, _BF16), 8, GUARD=True),
-        _attention("dim 80 decode", Shape(1, 80, 80, _FP16, _FP16), 32),
-        _attention("int8 cache, scales a slot", Shape(4, 128, 128, _BF16, _INT8), 8, SCALED=2),
-        _attention("fp32 mixed", Shape(3, 64, 64, _FP32, _FP32), 3, FOLD=True, GUARD=True),
+def model_rows(model: ModelShape) -> list[Specialisation]:
+    """Decode and prefill, each with and without tiles that a node cuts, for every kind of layer; and the merge."""
+    shape = Shape(model.group, model.head_dim, model.head_dim, _DTYPES[model.dtype], _DTYPES[model.cache_dtype])
+    folds = (False, True) if options_on(shape, TARGETS[0]).fold else (False,)
+    rows = []
+    for window, fold, guard in itertools.product(model.windows, folds, (False, True)):
+        name = f"{model.name} {'prefill' if fold else 'decode'}{', cut tiles' if guard else ''}{', window' if window else ''}"
+        flags = {"SOFTCAP": model.attention_softcap, "WINDOW": window, "FOLD": fold, "GUARD": guard}
+        rows.append(_attention(name, shape, model.num_kv_heads, **flags, SCALED=2 if model.cache_dtype == "i8" else 0))
+    signature = {"row_first_ptr": "*i32", "row_count_ptr": "*i32", "partial_ptr": "*fp32", "partial_state_ptr": "*fp32", "lse_ptr": "*fp32"}
+    merge = Specialisation(
+        merge_kernel,
+        name=model.name,
+        signature=signature | {"out_ptr": f"*{model.dtype}", "num_heads": "i32"},
+        constexprs={"VALUE_DIM": model.head_dim, "BLOCK_DV": next_power_of_2(model.head_dim)},
+        divisible=("partial_ptr", "partial_state_ptr", "out_ptr", "lse_ptr"),
+        options={"num_warps": 1} | COMPILE,
+    )
+    return [*rows, merge]
+
+
+def other_rows() -> list[Specialisation]:
+    """What no model of the list has: wide and odd heads, quantised caches."""
+    bf16, fp16, int8 = torch.bfloat16, torch.float16, torch.int8
+    return [
+        _attention("dim 256 decode", Shape(2, 256, 256, bf16, bf16), 8, GUARD=False),
+        _attention("dim 256 decode, cut tiles", Shape(2, 256, 256, bf16, bf16), 8, GUARD=True),
+        _attention("dim 80 decode", Shape(1, 80, 80, fp16, fp16), 32),
+        _attention("int8 cache, scales a slot", Shape(4, 128, 128, bf16, int8), 8, SCALED=2),
+        _attention("int8 cache, scales a head", Shape(4, 128, 128, bf16, int8), 8, SCALED=1),
     ]
-    merge = {"row_first_ptr": "*i32", "row_count_ptr": "*i32", "partial_ptr": "*fp32", "partial_state_ptr": "*fp32", "lse_ptr": "*fp32"}
-    for dtype, dim in (("bf16", 128), ("fp16", 64), ("fp32", 256)):
-        rows.append(
-            Specialisation(
-                merge_kernel,
-                name=f"{dtype} dim {dim}",
-                signature=merge | {"out_ptr": f"*{dtype}", "num_heads": "i32"},
-                constexprs={"VALUE_DIM": dim, "BLOCK_DV": dim},
-                divisible=("partial_ptr", "partial_state_ptr", "out_ptr", "lse_ptr", "num_heads"),
-                options={"num_warps": 1} | COMPILE,
-            )
-        )
-    return tuple(rows)

@@ -6,7 +6,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from spct_kernels.specialisation import Specialisation
+from spct_kernels.specialisation import ModelShape, Specialisation
 from spct_kernels.triton_common import COMPILE, check_runnable, device, kernel, narrow, next_power_of_2
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
@@ -311,48 +311,65 @@ def rope_append(
     return q
 
 
-def specialisations() -> tuple[Specialisation, ...]:
-    """The compilations that decoding real models uses: Llama-3.1-8B's, Qwen3-8B's and Gemma-2-27B's shapes."""
-    rows = []
-    for name, dtype, width in (("llama 8B", "bf16", 4096), ("gemma 27B", "bf16", 4608), ("1B", "fp16", 2048), ("1B", "fp32", 2048)):
-        pointers = dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "sum_ptr"), f"*{dtype}")
-        block = next_power_of_2(width)
-        rows.append(
-            Specialisation(
-                _rms_norm_kernel,
-                name=f"{name} {dtype} E={width}",
-                signature=pointers | {"num_columns": "i32", "eps": "fp32"},
-                constexprs={"ADD": True, "BLOCK": block},
-                divisible=(*pointers, "num_columns"),
-                options={"num_warps": _norm_warps(block), **COMPILE},
-            )
+def model_rows(model: ModelShape) -> list[Specialisation]:
+    """The norms (weights in fp32), the activation, and the append with the model's rotation."""
+    stored = f"*{model.dtype}"
+    block = next_power_of_2(model.width)
+    pointers = {"x_ptr": stored, "residual_ptr": stored, "weight_ptr": "*fp32", "out_ptr": stored, "sum_ptr": stored}
+    rows = [
+        Specialisation(
+            _rms_norm_kernel,
+            name=f"{model.name}{', residual' if add else ''}",
+            signature=pointers | {"num_columns": "i32", "eps": "fp32"},
+            constexprs={"ADD": add, "BLOCK": block},
+            divisible=(*pointers, "num_columns"),
+            options={"num_warps": _norm_warps(block), **COMPILE},
         )
-    for kind, activation in enumerate(ACTIVATIONS):
-        rows.append(
-            Specialisation(
-                _gated_activation_kernel,
-                name=f"bf16 {activation}",
-                signature={"gate_up_ptr": "*bf16", "out_ptr": "*bf16", "num_columns": "i32"},
-                constexprs={"KIND": kind, "BLOCK": _MAX_COLUMNS},
-                divisible=("gate_up_ptr", "out_ptr", "num_columns"),
-                options={"num_warps": _norm_warps(_MAX_COLUMNS), **COMPILE},
-            )
+        for add in (False, True)
+    ]
+    columns = min(_MAX_COLUMNS, next_power_of_2(model.inner_width))
+    rows.append(
+        Specialisation(
+            _gated_activation_kernel,
+            name=f"{model.dtype} {model.activation}",
+            signature={"gate_up_ptr": stored, "out_ptr": stored, "num_columns": "i32"},
+            constexprs={"KIND": ACTIVATIONS.index(model.activation), "BLOCK": columns},
+            divisible=("gate_up_ptr", "out_ptr", "num_columns"),
+            options={"num_warps": _norm_warps(columns), **COMPILE},
         )
-    for name, dims, pairs in (("llama 8B", (32, 8, 128), 64), ("qwen3 8B normed", (32, 8, 128), 64), ("partial", (32, 8, 80), 16)):
-        rest = dims[2] - 2 * pairs
-        constants: dict[str, object] = dict(zip(("NUM_HEADS", "NUM_KV_HEADS", "HEAD_DIM"), dims, strict=True))
-        constants |= {"NORMED": "normed" in name, "PAIRS": pairs, "PAIRS_BLOCK": pairs, "HEADS_BLOCK": _MAX_HEADS}
-        tensors = dict.fromkeys(("qkv_ptr", "q_ptr", "k_ptr", "v_ptr"), "*bf16")
-        tensors |= dict.fromkeys(("cos_ptr", "sin_ptr", "q_norm_ptr", "k_norm_ptr"), "*fp32") | {"slots_ptr": "*i32"}
-        strides = dict.fromkeys(("k_slot_stride", "k_head_stride", "v_slot_stride", "v_head_stride"), "i32")
-        rows.append(
-            Specialisation(
-                _rope_append_kernel,
-                name=f"bf16 {name}",
-                signature=tensors | strides | {"norm_eps": "fp32"},
-                constexprs=constants | {"REST_BLOCK": next_power_of_2(rest) if rest else 0},
-                divisible=(*tensors, *strides),
-                options={"num_warps": _rope_warps(_MAX_HEADS, pairs), **COMPILE},
-            )
-        )
-    return tuple(rows)
+    )
+    return [*rows, _rope_row(model)]
+
+
+def _rope_row(model: ModelShape) -> Specialisation:
+    """The append of a model's queries, keys and values."""
+    pairs = (model.rotary_dim or model.head_dim) // 2
+    rest = model.head_dim - 2 * pairs
+    block = min(_MAX_HEADS, next_power_of_2(model.num_heads + 2 * model.num_kv_heads))
+    tensors = dict.fromkeys(("qkv_ptr", "q_ptr"), f"*{model.dtype}") | dict.fromkeys(("k_ptr", "v_ptr"), f"*{model.cache_dtype}")
+    tensors |= dict.fromkeys(("cos_ptr", "sin_ptr", "q_norm_ptr", "k_norm_ptr"), "*fp32") | {"slots_ptr": "*i32"}
+    strides = dict.fromkeys(("k_slot_stride", "k_head_stride", "v_slot_stride", "v_head_stride"), "i32")
+    return Specialisation(
+        _rope_append_kernel,
+        name=model.name,
+        signature=tensors | strides | {"norm_eps": "fp32"},
+        constexprs={
+            "NORMED": model.qk_norm,
+            "NUM_HEADS": model.num_heads,
+            "NUM_KV_HEADS": model.num_kv_heads,
+            "HEAD_DIM": model.head_dim,
+            "PAIRS": pairs,
+            "PAIRS_BLOCK": next_power_of_2(pairs),
+            "REST_BLOCK": next_power_of_2(rest) if rest else 0,
+            "HEADS_BLOCK": block,
+        },
+        divisible=(*tensors, *strides),
+        options={"num_warps": _rope_warps(block, pairs), **COMPILE},
+    )
+
+
+def other_rows() -> list[Specialisation]:
+    """A rotation of some dimensions only, and the exact GELU."""
+    partial = ModelShape("partial rotation", 32, 8, 80, 2560, 10240, 32_000, rotary_dim=32)
+    gelu = ModelShape("gelu", 32, 8, 128, 4096, 14336, 32_000, activation="gelu")
+    return [_rope_row(partial), model_rows(gelu)[2]]

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spct_kernels.linear import PackedLinear
-from spct_kernels.specialisation import TARGETS, Specialisation
+from spct_kernels.specialisation import TARGETS, ModelShape, Specialisation
 from spct_kernels.triton_common import COMPILE, check_runnable, dot, kernel, narrow, next_power_of_2, target
 
 _FULL_GRID = 264
@@ -31,6 +31,7 @@ _REDUCE_BLOCK = 1024
 def _linear_kernel(
     x_ptr: tl.tensor,
     weight_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
     bias_ptr: tl.tensor,
     out_ptr: tl.tensor,
     num_rows: tl.tensor,
@@ -39,6 +40,7 @@ def _linear_kernel(
     SEGMENTS: tl.constexpr,
     SEGMENT: tl.constexpr,
     CUT: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
     PANEL: tl.constexpr,
@@ -49,6 +51,7 @@ def _linear_kernel(
     """BLOCK_O outputs of BLOCK_T rows. CUT: one segment a program, its sums to out_ptr [SEGMENTS, T, O] in fp32; else all of them.
 
     WIDE: operands become fp32, where x and the weight are stored in different dtypes. PANEL: width of the weight's panels.
+    HAS_SCALE: the weight is int8, exact in x's dtype, and each output's sum is multiplied by its scale.
     """
     outputs = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     rows = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -69,6 +72,8 @@ def _linear_kernel(
             x = tl.load(x_rows + inputs[:, None], mask=inside[:, None] & row_inside[None, :], other=0.0)
             if WIDE:
                 weight, x = weight.to(tl.float32), x.to(tl.float32)
+            elif HAS_SCALE:
+                weight = narrow(weight.to(tl.float32), x.dtype)
             accumulator = dot(weight, x, accumulator)
         total += accumulator
     inside = output_inside[:, None] & row_inside[None, :]
@@ -76,6 +81,8 @@ def _linear_kernel(
     if CUT:
         tl.store(out_ptr + first.to(tl.int64) * num_rows * num_outputs + offsets, total, mask=inside)
     else:
+        if HAS_SCALE:
+            total *= tl.load(scale_ptr + outputs, mask=output_inside, other=0.0)[:, None]
         if HAS_BIAS:
             total += tl.load(bias_ptr + outputs, mask=output_inside, other=0.0)[:, None]
         tl.store(out_ptr + offsets, narrow(total, out_ptr.dtype.element_ty), mask=inside)
@@ -84,20 +91,24 @@ def _linear_kernel(
 @kernel("num_sums")
 def _add_segments_kernel(
     partial_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
     bias_ptr: tl.tensor,
     out_ptr: tl.tensor,
     num_sums: tl.tensor,
     num_outputs: tl.tensor,
     SEGMENTS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """BLOCK results: the partial sums [SEGMENTS, T * O] in the order of their segments, then the bias."""
+    """BLOCK results: the partial sums [SEGMENTS, T * O] in the order of their segments, then the scale and the bias."""
     sums = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = sums < num_sums
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for segment in tl.static_range(SEGMENTS):
         total += tl.load(partial_ptr + segment * num_sums.to(tl.int64) + sums, mask=inside, other=0.0)
+    if HAS_SCALE:
+        total *= tl.load(scale_ptr + sums % num_outputs, mask=inside, other=0.0)
     if HAS_BIAS:
         total += tl.load(bias_ptr + sums % num_outputs, mask=inside, other=0.0)
     tl.store(out_ptr + sums, narrow(total, out_ptr.dtype.element_ty), mask=inside)
@@ -131,67 +142,88 @@ def linear(x: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    panels = weight.panels
-    wide = x.dtype != panels.dtype or x.dtype == torch.float32
+    panels, scale = weight.panels, weight.scale
+    wide = x.dtype == torch.float32 or panels.dtype not in (x.dtype, torch.int8)
     tiles = _tiles(rows, wide, target(x.device))
     num_segments, length = segments(outputs, inputs, tiles["BLOCK_I"])
-    programs = -(-outputs // tiles["BLOCK_O"]) * -(-rows // tiles["BLOCK_T"])
-    cut = num_segments > 1 and programs < _FULL_GRID
+    grid, cut = _grid(rows, outputs, num_segments, tiles)
     sums = torch.empty((num_segments, rows, outputs), dtype=torch.float32, device=x.device) if cut else out
-    bias_or_any = out if bias is None else bias
-    grid = (-(-outputs // tiles["BLOCK_O"]), -(-rows // tiles["BLOCK_T"]), num_segments if cut else 1)
-    constants: dict[str, Any] = {"SEGMENTS": num_segments, "HAS_BIAS": bias is not None}
+    constants: dict[str, Any] = {"SEGMENTS": num_segments, "HAS_SCALE": scale is not None, "HAS_BIAS": bias is not None}
     _linear_kernel[grid](
-        x, panels, bias_or_any, sums, rows, outputs, inputs,
+        x, panels, scale, bias, sums, rows, outputs, inputs,
         **constants, SEGMENT=length, CUT=cut, WIDE=wide, PANEL=panels.shape[2], **tiles, **COMPILE,
     )  # fmt: skip
     if cut:
         blocks = (-(-out.numel() // _REDUCE_BLOCK),)
-        _add_segments_kernel[blocks](sums, bias_or_any, out, out.numel(), outputs, **constants, BLOCK=_REDUCE_BLOCK, num_warps=4, **COMPILE)
+        _add_segments_kernel[blocks](
+            sums, scale, bias, out, out.numel(), outputs, **constants, BLOCK=_REDUCE_BLOCK, num_warps=4, **COMPILE
+        )  # fmt: skip
     return out
 
 
-def specialisations() -> tuple[Specialisation, ...]:
-    """Llama-3.1-8B's layers at decode and prefill, both layouts of the weight, fp16 and fp32."""
-    rows = []
-    for name, dtype, count, outputs, inputs, panel in (
-        ("8B qkv, 16 rows", "bf16", 16, 6144, 4096, 1),
-        ("8B qkv, 64 rows", "bf16", 64, 6144, 4096, 1),
-        ("8B down, prefill", "bf16", 4096, 4096, 14336, 1),
-        ("8B qkv, 32 rows, panels", "fp16", 32, 6144, 4096, 16),
-        ("1B out, fp32", "fp32", 16, 2048, 2048, 1),
-    ):
-        wide = dtype == "fp32"
-        tiles = _tiles(count, wide, "sm_90")
-        options = {key: tiles.pop(key) for key in ("num_warps", "num_stages")}
-        num_segments, length = segments(outputs, inputs, tiles["BLOCK_I"])
-        cut = num_segments > 1 and count <= 64
-        shared = {"SEGMENTS": num_segments, "HAS_BIAS": True}
-        layout = {"SEGMENT": length, "CUT": cut, "WIDE": wide, "PANEL": panel}
-        pointers = {"x_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", "bias_ptr": "*fp32", "out_ptr": "*fp32" if cut else f"*{dtype}"}
+def _grid(rows: int, outputs: int, num_segments: int, tiles: dict[str, int]) -> tuple[tuple[int, int, int], bool]:
+    """(programs, whether the segments are programs of their own): where the tiles alone do not fill a GPU."""
+    across, down = -(-outputs // tiles["BLOCK_O"]), -(-rows // tiles["BLOCK_T"])
+    cut = num_segments > 1 and across * down < _FULL_GRID
+    return (across, down, num_segments if cut else 1), cut
+
+
+def model_rows(model: ModelShape) -> list[Specialisation]:
+    """A layer's four products at 1, 32, 64 (decode), 100 and 4096 rows (prefill)."""
+    return [
+        row
+        for name, outputs, inputs in model.projections
+        for count in (1, 32, 64, 100, 4096)
+        for row in _rows(f"{model.name} {name}, {count} rows", model, (count, outputs, inputs), name in model.bias)
+    ]
+
+
+def _rows(name: str, model: ModelShape, shape: tuple[int, int, int], has_bias: bool, scheme: str = "") -> list[Specialisation]:
+    """The compilations of one call: rows, outputs and inputs; scheme: of the weight, where it is not the model's dtype."""
+    count, outputs, inputs = shape
+    wide, has_scale = model.dtype == "fp32", scheme == "i8"
+    per_target = {target: _tiles(count, wide, target) for target in TARGETS}
+    num_segments, length = segments(outputs, inputs, per_target["sm_90"]["BLOCK_I"])
+    cut = _grid(count, outputs, num_segments, per_target["sm_90"])[1]
+    assert all(_grid(count, outputs, num_segments, tiles)[1] == cut for tiles in per_target.values()), name
+    options = {key: per_target["sm_90"][key] for key in ("num_warps", "num_stages")}
+    tiles = {key: value for key, value in per_target["sm_90"].items() if key.startswith("BLOCK")}
+    shared = {"SEGMENTS": num_segments, "HAS_SCALE": has_scale, "HAS_BIAS": has_bias}
+    absent = {name: None for name, there in (("scale_ptr", has_scale), ("bias_ptr", has_bias)) if not there}
+    factors = {name: "*fp32" for name in ("scale_ptr", "bias_ptr") if name not in absent}
+    pointers = {"x_ptr": f"*{model.dtype}", "weight_ptr": f"*{scheme or model.dtype}"} | factors
+    pointers["out_ptr"] = "*fp32" if cut else f"*{model.dtype}"
+    rows = [
+        Specialisation(
+            _linear_kernel,
+            name=name,
+            signature=pointers | dict.fromkeys(("num_rows", "num_outputs", "num_inputs"), "i32"),
+            constexprs=shared | absent | {"SEGMENT": length, "CUT": cut, "WIDE": wide, "PANEL": model.panel} | tiles,
+            divisible=(*pointers, "num_outputs", "num_inputs"),
+            options=options | COMPILE,
+            per_target=per_target,
+            mma=not wide,
+            wgmma=not wide,
+        )
+    ]
+    if cut:
+        reduced = {"partial_ptr": "*fp32", "out_ptr": f"*{model.dtype}"} | factors
         rows.append(
             Specialisation(
-                _linear_kernel,
+                _add_segments_kernel,
                 name=name,
-                signature=pointers | dict.fromkeys(("num_rows", "num_outputs", "num_inputs"), "i32"),
-                constexprs=shared | layout | tiles,
-                divisible=(*pointers, "num_outputs", "num_inputs"),
-                options=options | COMPILE,
-                per_target={name: _tiles(count, wide, name) for name in TARGETS},
-                mma=not wide,
-                wgmma=not wide,
+                signature=reduced | {"num_sums": "i32", "num_outputs": "i32"},
+                constexprs=shared | absent | {"BLOCK": _REDUCE_BLOCK},
+                divisible=(*reduced, "num_outputs"),
+                options={"num_warps": 4} | COMPILE,
             )
         )
-        if cut:
-            reduced = {"partial_ptr": "*fp32", "bias_ptr": "*fp32", "out_ptr": f"*{dtype}"}
-            rows.append(
-                Specialisation(
-                    _add_segments_kernel,
-                    name=name,
-                    signature=reduced | {"num_sums": "i32", "num_outputs": "i32"},
-                    constexprs=shared | {"BLOCK": _REDUCE_BLOCK},
-                    divisible=(*reduced, "num_outputs"),
-                    options={"num_warps": 4} | COMPILE,
-                )
-            )
-    return tuple(rows)
+    return rows
+
+
+def other_rows() -> list[Specialisation]:
+    """Weights in int8, and the panels of a weight that was packed on a CPU."""
+    plain = ModelShape("", 32, 8, 128, 4096, 14336, 128_256)
+    panels = ModelShape("", 32, 8, 128, 4096, 14336, 128_256, dtype="fp16", panel=16)
+    rows = [row for count in (16, 4096) for row in _rows(f"int8 weight, {count} rows", plain, (count, 4096, 14336), True, "i8")]
+    return [*rows, *_rows("panels, 32 rows", panels, (32, 6144, 4096), False)]

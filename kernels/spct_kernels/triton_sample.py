@@ -17,7 +17,16 @@ from spct_kernels.sample_reference import Draw, Head, TokenLists
 from spct_kernels.triton_common import check_runnable, next_power_of_2
 from spct_kernels.triton_sample_draw import NUM_COUNTERS, _decide_kernel
 from spct_kernels.triton_sample_head import _final_norm_kernel, _head_kernel, _mark_kernel, _token_logits_kernel
-from spct_kernels.triton_sample_options import DRAW_OPTIONS, NORM_OPTIONS, REDO_BLOCK, ROW_BLOCK, ROWS_INTERPRETED, head_options, num_parts
+from spct_kernels.triton_sample_options import (
+    DRAW_OPTIONS,
+    NORM_OPTIONS,
+    REDO_BLOCK,
+    ROW_BLOCK,
+    ROWS_INTERPRETED,
+    decide_options,
+    head_options,
+    num_parts,
+)
 from spct_kernels.triton_sample_redo import _redo_draw_kernel, _redo_logits_kernel
 from spct_kernels.triton_sample_tile import BINS, NUM_FLOATS, NUM_IDS
 
@@ -101,7 +110,7 @@ def fused_sample_triton(
     decided = ROWS_INTERPRETED if device.type == "cpu" else 1
     _decide_kernel[(_tiles(num_rows, decided),)](
         floats, ids, ready.histogram, *parameters, token, logprob, best, normaliser, _counters[device], num_rows, ready.num_tiles,
-        FORCE_REDO=redo_all, ROWS=decided, BLOCK=next_power_of_2(ready.num_tiles), **DRAW_OPTIONS,
+        FORCE_REDO=redo_all, ROWS=decided, BLOCK=next_power_of_2(ready.num_tiles), **decide_options(device),
     )  # fmt: skip
     logits = torch.empty((num_rows, ready.vocabulary), dtype=torch.float32, device=device)  # written for redone rows alone
     _redo_logits_kernel[ready.grid](

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spct_kernels.specialisation import TARGETS
 from spct_kernels.triton_common import COMPILE
 
 ROW_BLOCK = 1024
@@ -17,6 +18,9 @@ ROWS_INTERPRETED = 16
 
 NORM_OPTIONS: dict[str, Any] = {"num_warps": 4, "num_stages": 1} | COMPILE
 DRAW_OPTIONS: dict[str, Any] = {"num_warps": 8, "num_stages": 1} | COMPILE
+
+# ptxas would spill a few registers to reach 128 (Triton 3.6 on sm_100); it may use them all.
+DECIDE_ON: dict[str, dict[str, Any]] = {name: {"maxnreg": 255} for name in TARGETS if name.startswith("sm_")}
 
 # More rows in a tile spill: what an id and a row leave behind takes some 20 registers at 16 numbers a thread. Tiles of other rows
 # and the same ids run side by side and find the weights in L2.
@@ -31,6 +35,11 @@ def head_options(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Tile sizes and options of the kernels that multiply, for a head's dtype."""
     base, by_target = (HEAD_32, HEAD_32_ON) if dtype == torch.float32 else (HEAD_16, HEAD_16_ON)
     return dict(base) | by_target.get(target_of(device.type, device.index), {})
+
+
+def decide_options(device: torch.device) -> dict[str, Any]:
+    """Launch options of the kernel that decides."""
+    return DRAW_OPTIONS | DECIDE_ON.get(target_of(device.type, device.index), {})
 
 
 def num_parts(hidden: Tensor, norm_weight: Tensor, weight: Tensor) -> int:

@@ -29,28 +29,35 @@ def launched_kernels():
     return {name.strip("_").removesuffix("_kernel") for name in launched if name.endswith("_kernel")}
 
 
-def test_every_launched_kernel_has_rows_for_all_targets():
+def test_every_launched_kernel_has_rows_for_all_targets_and_the_routine_check_covers_them():
     script = (
-        "import json; from spct_kernels.compile_check import all_specialisations, kernel_name\n"
-        "from spct_kernels.specialisation import TARGETS\n"
-        "found = all_specialisations()\n"
-        "for _, _, one in found:\n"
+        "import json; from spct_kernels import compile_check as c\n"
+        "found = c.all_specialisations()\n"
+        "for one in found:\n"
         "    assert set(one.on('sm_80')[0]) | set(one.signature) == set(one.kernel.arg_names), one.name\n"
-        "    assert set(one.per_target) <= set(TARGETS) and set(one.divisible) <= set(one.signature), one.name\n"
-        "    for target in TARGETS: assert set(one.on(target)[1]) >= {'num_warps', 'enable_fp_fusion'}, one.name\n"
-        "names = [(kernel_name(one), one.name) for _, _, one in found]\n"
+        "    assert set(one.per_target) <= set(c.TARGETS) and set(one.divisible) <= set(one.signature), one.name\n"
+        "    for target in c.TARGETS: assert set(one.on(target)[1]) >= {'num_warps', 'enable_fp_fusion'}, one.name\n"
+        "names = [(one.kernel_name, one.name) for one in found]\n"
         "assert len(set(names)) == len(names), names\n"
-        "print(json.dumps(names))"
+        "rows = [(index, target) for index in range(len(found)) for target in c.TARGETS]\n"
+        "chosen = c.covering(rows, found)\n"
+        "types = lambda some: sorted({(found[i].kernel_name, *f) for i, t in some for f in found[i].features(t)})\n"
+        "assert types(chosen) == types(rows)\n"
+        "print(json.dumps([names, len(rows), [(found[i].kernel_name, t) for i, t in chosen]]))"
     )
     done = run_tool("-c", script)
     assert done.returncode == 0, done.stderr[-2000:]
-    named = {kernel for kernel, _ in json.loads(done.stdout)}
+    names, num_rows, chosen = json.loads(done.stdout)
     launched = launched_kernels()
-    assert len(launched) >= 7
-    assert launched <= named, f"no specialisation for {sorted(launched - named)}"
+    assert len(launched) >= 14
+    assert launched <= {kernel for kernel, _ in names}, f"no specialisation for {sorted(launched - {kernel for kernel, _ in names})}"
+    # The limit of a check that runs with every change.
+    assert len(chosen) <= 150 < num_rows
+    for kernel in launched:
+        assert len({target for name, target in chosen if name == kernel}) == 5, kernel
 
 
-@pytest.mark.parametrize("arguments", [("--kernel", "mark"), ("--kernel", "final_norm", "--only", "fp32", "--target", "sm_90")])
+@pytest.mark.parametrize("arguments", [("--kernel", "mark"), ("--kernel", "final_norm", "--only", "embedded", "--target", "sm_90")])
 def test_rows_compile(arguments):
     done = run_tool("-m", "spct_kernels.compile_check", "--json", *arguments)
     rows = json.loads(done.stdout)
@@ -63,8 +70,8 @@ def test_rows_compile(arguments):
 
 def test_a_miss_exits_1_and_bad_usage_2():
     script = (
-        "import sys; from spct_kernels import compile_check, triton_sample_rows\n"
-        "row = next(one for one in triton_sample_rows.specialisations() if 'mark' in one.kernel.__name__)\n"
+        "import sys; from spct_kernels import compile_check\n"
+        "row = next(one for one in compile_check.all_specialisations() if one.kernel_name == 'mark')\n"
         "import dataclasses\n"
         "print(compile_check.compile_one(dataclasses.replace(row, mma=True), 'sm_90'))\n"
         "sys.exit(compile_check.main(['--kernel', 'nothing of this name']))"

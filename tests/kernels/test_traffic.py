@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from spct_kernels import registry, traffic
+from spct_kernels.attention_cases import decode_tree, make_inputs
 
 
 @triton.jit
@@ -55,3 +56,17 @@ def test_the_head_is_read_once(dtype):
     assert weights <= kernels["head"].loaded <= weights + tiles * 2 * 5 * 64 * 2 + tiles * 5 * 64
     assert kernels["redo_logits"].bytes <= tiles * 5 * 8
     assert measured.floor_bytes == weights + 5 * 64 * 2
+
+
+def test_attention_asks_for_little_more_than_its_floor_at_a_short_prefix():
+    """16 rows, prefix 512, suffix 16, 8 heads over 4 KV heads of dim 64, fp16: each key and value once, three partial results a row."""
+    op = next(op for op in registry.ops() if op.name == "shared_prefix_attention")
+    inputs = make_inputs(decode_tree(512, (16,) * 16), (8, 4, 64, 64), torch.float16, torch.Generator().manual_seed(0))
+    # As a fresh cache gives them: slots in order, none of which is unseen.
+    inputs["plan"] = decode_tree(512, (16,) * 16).plan(torch.arange(768).int(), 8, 4, 64)
+    measured = traffic.measure(op, "short", inputs)
+    assert measured.floor_bytes == 768 * 4 * 128 * 2 + 2 * 16 * 8 * 64 * 2
+    assert measured.floor_bytes < measured.bytes <= 1.35 * measured.floor_bytes
+    # No key or value is read twice.
+    attention = next(one for one in measured.kernels if one.kernel == "attention")
+    assert attention.loaded < 1.1 * measured.floor_bytes

@@ -194,6 +194,19 @@ def test_a_nan_of_one_row_does_not_reach_its_neighbours():
     assert torch.equal(out[1], clean[1])
 
 
+@pytest.mark.parametrize("before", [0, 62])
+def test_a_nan_of_a_later_row_does_not_reach_the_earlier_ones_of_a_prefill(before):
+    # All rows are in one program; rows 0 to 39 do not see the value, rows 0 to 49 not the key.
+    inputs = make_inputs(prefill_tree(70, before), (2, 1, 16, 16), torch.bfloat16, torch.Generator().manual_seed(8))
+    clean = shared_prefix_attention(**inputs, backend="triton")
+    slots = inputs["plan"].node_slots
+    inputs["v_cache"][int(slots[before + 40])] = torch.inf
+    inputs["k_cache"][int(slots[before + 50])] = torch.nan
+    out = shared_prefix_attention(**inputs, backend="triton")
+    assert torch.equal(out[:40], clean[:40])
+    assert out[40:].isnan().all()
+
+
 @pytest.mark.parametrize("per_slot", [False, True])
 def test_int8_caches_with_scales_equal_their_dequantised_floats(per_slot):
     generator = torch.Generator().manual_seed(9)

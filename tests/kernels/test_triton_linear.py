@@ -90,3 +90,17 @@ def test_a_row_has_the_same_bits_in_any_batch(dtype):
     whole = linear(x, packed, backend="triton")
     for begin, end in ((0, 1), (5, 22), (66, 130)):
         assert torch.equal(linear(x[begin:end], packed, backend="triton"), whole[begin:end])
+
+
+def test_without_determinism_the_librarys_product_is_used_where_it_fits(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    packed, x = plain(pack(torch.randn((9, 20), generator=generator), "fp32")), torch.randn((3, 20), generator=generator)
+    exact = linear_reference(x.double(), packed, None)
+    calls = []
+    own = triton_linear.linear
+    monkeypatch.setattr(triton_linear, "linear", lambda *arguments: calls.append(1) or own(*arguments))
+    assert torch.allclose(linear(x, packed, deterministic=False, backend="triton").double(), exact, atol=1e-5)
+    assert not calls
+    linear(x, packed, backend="triton")
+    linear(x.bfloat16(), packed, deterministic=False, backend="triton")
+    assert len(calls) == 2
