@@ -65,9 +65,9 @@ class SftConfig:
     tokenizer: Path | None = None
     template: Path | None = None
     size: ModelSize = field(default_factory=ModelSize)
-    steps: int = 6000
+    steps: int = 4400
     warmup: int = 100
-    decay: int = 1500
+    decay: int = 1300
     time_limit: float | None = None
     tokens: int | None = None
     seed: int = 0
