@@ -149,7 +149,7 @@ class Policy:
         model.set_attn_implementation(ATTENTION if self.is_packed else "eager")
 
     def _scores(self, model: Any, batch: TokenBatch) -> TokenScores:
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
             hidden = model.model(**batch.inputs, use_cache=False).last_hidden_state[batch.rows, batch.columns]
             step = max(1, _MAX_LOGITS // model.config.vocab_size)
             if len(hidden) <= step:
