@@ -11,15 +11,16 @@ from spct.evaluation.report import curve_names
 def table(report: Mapping[str, Any]) -> str:
     """Lay a report out for a terminal; of a dry run, the items alone."""
     sections = {**report["subsets"], "all": report}
+    wide = max(14, *(len(name) + 1 for name in sections))
     if "voting" not in report:
-        return "\n".join(f"{name:<14}{section['items']:>8}" for name, section in sections.items())
+        return "\n".join(f"{name:<{wide}}{section['items']:>8}" for name, section in sections.items())
     ks = list(report["voting"])
     greedy = "greedy" in report
-    head = f"{'subset':<14}{'items':>7}{'chance':>8}{'valid':>8}" + (f"{'greedy':>8}" if greedy else "")
+    head = f"{'subset':<{wide}}{'items':>7}{'chance':>8}{'valid':>8}" + (f"{'greedy':>8}" if greedy else "")
     lines = [head + "".join(f"{'k=' + k:>8}" for k in ks)]
     for name, section in sections.items():
         own = [section["chance"], section["valid_rate"], *([section["greedy"]] if greedy else [])]
-        lines.append(f"{name:<14}{section['items']:>7}" + _cells([*own, *section["voting"].values()]))
+        lines.append(f"{name:<{wide}}{section['items']:>7}" + _cells([*own, *section["voting"].values()]))
     indent = len(head)
     others = [name for name in curve_names(report) if name != "voting"]
     lines += ["", "accuracy in %, all items, by what votes", *(f"{name:<{indent}}" + _cells(report[name].values()) for name in others)]
