@@ -25,7 +25,7 @@ def test_votes_beat_one_sample_and_one_sample_beats_chance(engine):
     found = report(items, draw_samples(engine, items, SamplingParams(samples=8, max_tokens=400)), (1, 8))
     for name, section in found["subsets"].items():
         print(f"{name}: {section['voting']} chance {section['chance']:.3f}")
-        assert section["voting"]["1"] > section["chance"] + 0.10, name
+        assert section["voting"]["1"] > section["chance"] + 0.15, name
     assert found["paired"]["voting8-voting1"][1] > 0.05
     assert found["valid_rate"] > 0.98
 

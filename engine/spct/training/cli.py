@@ -10,7 +10,7 @@ from spct.training.flags import add_rft_arguments, add_rl_arguments, add_sft_arg
 from spct.training.meta_cli import add_meta_arguments
 
 METHODS = {
-    "sft": ("supervised cold start on the project's judging tasks", add_sft_arguments),
+    "sft": ("supervised cold start on the project's judging tasks or given demonstrations", add_sft_arguments),
     "rft": ("rejective fine-tuning: learn from those of its own samples that were right", add_rft_arguments),
     "rl": ("rule-based online reinforcement learning (GRPO)", add_rl_arguments),
     "meta": ("the meta RM: learn which samples of the judge to trust", add_meta_arguments),

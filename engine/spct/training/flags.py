@@ -71,10 +71,20 @@ def add_sft_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=Path, metavar="DIR", help="folder whose tokenizer a fresh model takes (default: trained on the tasks)"
     )
     parser.add_argument("--template", type=Path, metavar="FILE", help="judge template of a fresh model (default: the embedded model's)")
+    data = parser.add_argument_group("demonstrations")
+    data.add_argument(
+        "--demonstrations",
+        type=Path,
+        metavar="FILE",
+        help='rows as of `spct score`, with "demonstration": a good sample\'s text, or "demonstrations": several (default: own tasks)',
+    )
+    data.add_argument("--epochs", type=int, metavar="N", help="passes over FILE, in place of --steps (default 2)")
+    data.add_argument("--max-length", type=int, metavar="N", help="tokens of a prompt with a demonstration (default: the model's context)")
+    data.add_argument("--skip-long", action="store_true", help="leave longer rows of FILE out, and count them")
     run = parser.add_argument_group("length")
-    run.add_argument("--steps", type=int, default=4400, metavar="N", help="steps of the whole run (default 4400)")
-    run.add_argument("--warmup", type=int, default=100, metavar="N", help="steps of rising learning rate (default 100)")
-    run.add_argument("--decay", type=int, default=1300, metavar="N", help="steps of falling learning rate at the end (default 1300)")
+    run.add_argument("--steps", type=int, metavar="N", help="steps of the whole run (default 4400, or what --epochs asks for)")
+    run.add_argument("--warmup", type=int, metavar="N", help="steps of rising learning rate (default 100; with FILE a tenth)")
+    run.add_argument("--decay", type=int, metavar="N", help="steps of falling learning rate at the end (default 1300; with FILE half)")
     run.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop resumably after so long")
     run.add_argument("--tokens", type=int, metavar="N", help="stop resumably after so many tokens")
     learning = parser.add_argument_group("learning")
@@ -85,7 +95,8 @@ def add_sft_arguments(parser: argparse.ArgumentParser) -> None:
         "--domains", nargs="+", default=(), metavar="D", help="domains in turn; name one twice for a larger share (default: all)"
     )
     learning.add_argument("--prompts", type=int, default=8, metavar="N", help="prompts per step (default 8)")
-    learning.add_argument("--group", type=int, default=4, metavar="G", help="demonstrations under each prompt (default 4)")
+    learning.add_argument("--group", type=int, default=4, metavar="G", help="demonstrations under each prompt, at most (default 4)")
+    learning.add_argument("--prompt-weight", type=float, default=0.1, metavar="W", help="of a prompt's tokens in the loss (default 0.1)")
     learning.add_argument("--easy-steps", type=int, default=250, metavar="N", help="steps with two responses at most (default 250)")
     learning.add_argument(
         "--small-steps", type=int, default=700, metavar="N", help="steps of small warm-up prompts for a fresh model (default 700)"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from spct.errors import InputError
+from spct.errors import InputError, SpctError
 from spct.training.tasks import DOMAINS, draw_item
 from spct.types import ScoreRequest
 
 # A row is what `spct score` reads, and its truth. How often and from which seed it is sampled is the training's own business.
 _FIELDS = ("id", "query", "responses", "reference", "principles", "samples", "seed", "best", "domain")
 _UNUSED = ("samples", "seed")
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,15 @@ def read_labelled(path: Path) -> tuple[LabelledRequest, ...]:
 
     Raises: InputError naming the line that is no such row, or if there is none.
     """
+    return read_rows(path, _labelled)
+
+
+def read_rows(path: Path, parse: Callable[[Any], Row]) -> tuple[Row, ...]:
+    """Read a file of one JSON value per line through `parse`; blank lines are skipped.
+
+    Raises: InputError if the file can't be read, has no row or a line that is no JSON; what `parse` raises of `SpctError`, with the
+    line named.
+    """
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -99,30 +110,52 @@ def read_labelled(path: Path) -> tuple[LabelledRequest, ...]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                rows.append(_labelled(json.loads(line)))
-            except (InputError, ValueError) as error:
+                rows.append(parse(json.loads(line)))
+            except SpctError as error:
+                raise type(error)(f"{path}, line {number}: {error}") from None
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: {error}") from None
     if not rows:
         raise InputError(f"{path}: expected one JSON object per line, got an empty file")
     return tuple(rows)
 
 
-def _labelled(row: Any) -> LabelledRequest:
+def request_of(row: Any, *, needed: Sequence[str] = (), known: Sequence[str] = ()) -> ScoreRequest:
+    """Give the request of a row, whatever else stands in it.
+
+    needed  fields that it must have beside query and responses
+    known   fields that it may have beside those of a labelled row
+
+    Raises: InputError saying what is wrong with the row.
+    """
     if not isinstance(row, dict):
         raise InputError(f"expected a JSON object, got {type(row).__name__}")
-    unknown = [name for name in row if name not in _FIELDS]
+    fields = (*_FIELDS, *known)
+    unknown = [name for name in row if name not in fields]
     if unknown:
-        raise InputError(f"unknown field {unknown[0]!r}; known fields: {', '.join(_FIELDS)}")
-    for name in ("query", "responses", "best"):
+        raise InputError(f"unknown field {unknown[0]!r}; known fields: {', '.join(fields)}")
+    wanted = ("query", "responses", *needed)
+    for name in wanted:
         if name not in row:
-            raise InputError(f"{name}: the field is missing; a row needs query, responses and best")
-    best, domain = row["best"], row.get("domain", "data")
-    if not isinstance(domain, str):
-        raise InputError(f"domain: expected a string, got {type(domain).__name__}")
-    request = ScoreRequest(**{k: v for k, v in row.items() if k not in (*_UNUSED, "best", "domain")})
-    count = len(request.responses)
+            raise InputError(f"{name}: the field is missing; a row needs {', '.join(wanted[:-1])} and {wanted[-1]}")
+    if not isinstance(row.get("domain", ""), str):
+        raise InputError(f"domain: expected a string, got {type(row['domain']).__name__}")
+    return ScoreRequest(**{k: v for k, v in row.items() if k in _FIELDS and k not in (*_UNUSED, "best", "domain")})
+
+
+def best_of(row: dict[str, Any], count: int) -> int | None:
+    """Give the truth of a row with `count` responses, see `LabelledRequest`.
+
+    Raises: InputError if it is none.
+    """
+    best = row["best"]
     is_index = isinstance(best, int) and not isinstance(best, bool) and 0 <= best < count
     if not is_index and not (best is None and count == 1):
         wanted = "0 (good) or null (bad)" if count == 1 else f"the index of the best response, 0 to {count - 1}"
         raise InputError(f"best: expected {wanted}, got {best!r}")
-    return LabelledRequest(request, best, domain)
+    return None if best is None else int(best)
+
+
+def _labelled(row: Any) -> LabelledRequest:
+    request = request_of(row, needed=("best",))
+    return LabelledRequest(request, best_of(row, len(request.responses)), row.get("domain", "data"))

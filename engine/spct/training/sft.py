@@ -1,4 +1,4 @@
-"""Supervised cold start: the judge learns to write demonstrations of the project's own judging tasks.
+"""Supervised cold start: the judge learns to write demonstrations, of the project's own judging tasks or those of a file.
 
 Every step is a function of the seed, the step's number and the weights before it, so a run that was killed and resumed ends with
 bitwise the weights of one that was not (same machine, thread settings and versions).
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spct.errors import ConfigError
+from spct.errors import CheckpointError, ConfigError
 from spct.prompting.judge import JudgePrompt
 from spct.training.checkpoints import load_state, save_atomically
 from spct.training.demonstration_loss import demonstration_loss
 from spct.training.folder import ModelSize, copy_text_side, finish_folder, fresh_model, write_text_side
+from spct.training.given import GivenDemonstrations, read_demonstrations
 from spct.training.optimisers import learning_rate, make_optimisers
 from spct.training.packed_model import ATTENTION
 from spct.training.packing import Packed, draw_batches, draw_warm_ups
@@ -30,6 +31,8 @@ from spct.training.progress import Progress
 from spct.training.tasks import MAX_RESPONSES
 
 STATE_FILE = "training_state.safetensors"
+OWN_STEPS, OWN_WARMUP, OWN_DECAY = 4400, 100, 1300
+EPOCHS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +46,17 @@ class SftConfig:
     adapter       a LoRA folder to train on, instead
     tokenizer     folder whose tokenizer and template a fresh model takes; None: trained on the tasks
     template      file of a fresh model's judge template; None: the embedded model's
-    steps         length of the run, of which `warmup` and `decay` change the learning rate
+    demonstrations  file of given demonstrations (`spct.training.given`); None: the project's own tasks
+    epochs        passes over that file, in place of `steps`; None: 2
+    max_length    tokens of a prompt with a demonstration of that file; None: the model's context
+    skip_long     leave longer rows out, and count them
+    steps         length of the run, of which `warmup` and `decay` change the learning rate; None: 4400, 100 and 1300, or with given
+                  demonstrations what `epochs` asks for, a tenth and half of it
     time_limit    seconds after which the run stops resumably; None: never
     tokens        tokens after which the run stops likewise; None: never
-    domains       the domains in turn, some of them more than once for a larger share; (): all alike
-    prompts       prompts per step, `group` demonstrations under each, in `micro_batches` batches by `workers` threads
+    domains       of the own tasks: the domains in turn, some of them more than once for a larger share; (): all alike
+    prompts       prompts per step, `group` demonstrations under each (of a given row at most), in `micro_batches` batches by
+                  `workers` threads
     easy_steps    steps after these that show two responses at most
     small_steps   steps at the very start with small warm-up prompts that grow (a fresh model's only)
     mixed_steps   steps after these in which half of the prompts are still small
@@ -65,9 +74,13 @@ class SftConfig:
     tokenizer: Path | None = None
     template: Path | None = None
     size: ModelSize = field(default_factory=ModelSize)
-    steps: int = 4400
-    warmup: int = 100
-    decay: int = 1300
+    demonstrations: Path | None = None
+    epochs: int | None = None
+    max_length: int | None = None
+    skip_long: bool = False
+    steps: int | None = None
+    warmup: int | None = None
+    decay: int | None = None
     time_limit: float | None = None
     tokens: int | None = None
     seed: int = 0
@@ -88,8 +101,8 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         """Refuse what can't be trained."""
-        for name in ("steps", "prompts", "group", "micro_batches", "workers"):
-            if getattr(self, name) < 1:
+        for name in ("steps", "epochs", "max_length", "prompts", "group", "micro_batches", "workers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.micro_batches > self.prompts:
             raise ConfigError(f"micro_batches: expected at most prompts={self.prompts}, got {self.micro_batches}")
@@ -99,8 +112,19 @@ class SftConfig:
             raise ConfigError("lora, adapter: expected a model to adapt, got none; name it with --model")
         if self.lora < 0 or (self.lora and self.adapter is not None):
             raise ConfigError(f"lora: expected a rank from 1, or 0, and none beside an adapter, got {self.lora}")
+        if not self.prompt_weight >= 0:
+            raise ConfigError(f"prompt_weight: expected a number from 0, got {self.prompt_weight!r}")
         if not self.lora_alpha > 0:
             raise ConfigError(f"lora_alpha: expected a positive number, got {self.lora_alpha!r}")
+        self._check_data()
+
+    def _check_data(self) -> None:
+        if self.demonstrations is None and (self.epochs is not None or self.max_length is not None or self.skip_long):
+            raise ConfigError("epochs, max_length, skip_long: expected a file that they are about; name it with --demonstrations")
+        if self.demonstrations is not None and self.domains:
+            raise ConfigError("domains: expected none beside given demonstrations, since they are those of the own tasks")
+        if self.epochs is not None and self.steps is not None:
+            raise ConfigError(f"epochs: expected either epochs or steps, got epochs={self.epochs} and steps={self.steps}")
 
     @property
     def has_adapter(self) -> bool:
@@ -110,27 +134,39 @@ class SftConfig:
 
 @dataclass(frozen=True, slots=True)
 class SftResult:
-    """How a run ended: steps done, whether that is all of them, and the last smoothed loss per demonstration token."""
+    """How a run ended.
+
+    step      steps done, of `steps`
+    finished  all of them are
+    loss      per demonstration token, smoothed, in nats
+    num_long  rows of a file that were left out since they are too long
+    """
 
     step: int
     finished: bool
     loss: float
+    steps: int
+    num_long: int = 0
 
 
 def run(config: SftConfig) -> SftResult:
     """Train, or go on training, and write the model folder.
 
-    Raises: ConfigError or CheckpointError if the start can't be read.
+    Raises: ConfigError or CheckpointError if the start can't be read, or a run in the same folder was on other demonstrations;
+    InputError or CapacityError naming a line of given demonstrations that can't be learnt.
     """
     torch.set_num_threads(1)
     config.output.mkdir(parents=True, exist_ok=True)
     model, prompt, policy = _start(config)
+    data = _read_given(config, prompt, model)
+    length, digest = _length(config, data), None if data is None else data.digest
     # Muon is for whole matrices; the two thin ones of an adapter are AdamW's.
     optimisers = make_optimisers(model, "adamw" if config.has_adapter else config.optimizer, config.lr, config.weight_decay)
     state_path = config.output / STATE_FILE
     step, tokens, elapsed, loss = 0, 0, 0.0, float("nan")
     if state_path.exists():
         state = load_state(state_path)
+        _check_same_data(state_path, state.get("demonstrations"), digest)
         if policy is not None and config.has_adapter:
             policy.load_state(state["model"])
         else:
@@ -141,21 +177,23 @@ def run(config: SftConfig) -> SftResult:
     began = saved_at = time.monotonic()
 
     with (config.output / "runs.jsonl").open("a", encoding="utf-8") as log:
-        log.write(json.dumps({"from_step": step, **describe(config)}) + "\n")
+        counts = {} if data is None else {"rows": len(data.rows), "texts": data.num_texts, "too_long": data.num_long}
+        log.write(json.dumps({"from_step": step, **describe(config), **asdict(length), **counts}) + "\n")
 
     def save() -> None:
         weights = policy.state() if policy is not None and config.has_adapter else model.state_dict()
         state = {"model": weights, "optimisers": [o.state_dict() for o in optimisers], "step": step, "tokens": tokens}
-        save_atomically(state_path, {**state, "seconds": elapsed + time.monotonic() - began, "loss": loss})
+        given = {} if digest is None else {"demonstrations": digest}
+        save_atomically(state_path, {**state, **given, "seconds": elapsed + time.monotonic() - began, "loss": loss})
         if policy is not None:
             policy.save(config.output)
         else:
             finish_folder(model, config.output)
 
-    with Progress(config.steps, step, config.output / "metrics.jsonl") as progress, ThreadPoolExecutor(config.workers) as pool:
-        while step < config.steps and not _spent(config, tokens, time.monotonic() - began):
-            batches = _draw(config, prompt, step)
-            rate = learning_rate(step, steps=config.steps, warmup=config.warmup, decay=config.decay, peak=config.lr)
+    with Progress(length.steps, step, config.output / "metrics.jsonl") as progress, ThreadPoolExecutor(config.workers) as pool:
+        while step < length.steps and not _spent(config, tokens, time.monotonic() - began):
+            batches = _draw(config, prompt, data, step)
+            rate = learning_rate(step, steps=length.steps, warmup=length.warmup, decay=length.decay, peak=config.lr)
             step_loss, norm = train_step(model, optimisers, batches, rate, config, pool)
             loss = step_loss if loss != loss else 0.98 * loss + 0.02 * step_loss
             tokens += sum(b.num_tokens for b in batches)
@@ -165,7 +203,7 @@ def run(config: SftConfig) -> SftResult:
                 save()
                 saved_at = time.monotonic()
     save()
-    return SftResult(step, step >= config.steps, loss)
+    return SftResult(step, step >= length.steps, loss, length.steps, 0 if data is None else data.num_long)
 
 
 def train_step(
@@ -183,7 +221,9 @@ def train_step(
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradients(batch: Packed) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
+        # Autocast's cache of cast weights is one for all threads and emptied by whichever leaves first, so with it a tied head's two
+        # gradients would be added in bf16 or in fp32 by chance.
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16, cache_enabled=False):
             loss, own, count = demonstration_loss(model, batch, config.prompt_weight)
         return torch.autograd.grad(loss, parameters), own, count
 
@@ -203,8 +243,42 @@ def train_step(
     return float(sum(float(own) for _, own, _ in outcomes)) / count, norm
 
 
-def _draw(config: SftConfig, prompt: JudgePrompt, step: int) -> list[Packed]:
+@dataclass(frozen=True, slots=True)
+class _Length:
+    """Steps of a run, and those of its rising and falling learning rate."""
+
+    steps: int
+    warmup: int
+    decay: int
+
+
+def _length(config: SftConfig, data: GivenDemonstrations | None) -> _Length:
+    steps, warmup, decay = OWN_STEPS, OWN_WARMUP, OWN_DECAY
+    if data is not None:
+        steps = config.steps or (config.epochs or EPOCHS) * data.steps_per_pass(config.prompts)
+        warmup, decay = -(-steps // 10), steps // 2
+    return _Length(
+        config.steps or steps, warmup if config.warmup is None else config.warmup, decay if config.decay is None else config.decay
+    )
+
+
+def _read_given(config: SftConfig, prompt: JudgePrompt, model: Any) -> GivenDemonstrations | None:
+    if config.demonstrations is None:
+        return None
+    context = int(model.config.max_position_embeddings)
+    most = min(context, config.max_length or context)
+    return read_demonstrations(config.demonstrations, prompt, most, skip_long=config.skip_long)
+
+
+def _check_same_data(path: Path, saved: str | None, digest: str | None) -> None:
+    if saved != digest:
+        raise CheckpointError(f"{path}: expected a run on the same demonstrations, got one on others; start afresh in another folder")
+
+
+def _draw(config: SftConfig, prompt: JudgePrompt, data: GivenDemonstrations | None, step: int) -> list[Packed]:
     shape = {"num_prompts": config.prompts, "group": config.group, "micro_batches": config.micro_batches}
+    if data is not None:
+        return data.draw(step, seed=config.seed, **shape)
     small = config.small_steps if config.model is None else 0
     if step < small:
         return draw_warm_ups(prompt, seed=config.seed, step=step, progress=step / small, **shape)

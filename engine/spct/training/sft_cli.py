@@ -14,20 +14,23 @@ from spct.training.sft import SftConfig, SftResult, run
 _COPIED = (
     "output", "model", "lora", "lora_alpha", "adapter", "tokenizer", "template", "steps", "warmup", "decay", "time_limit", "tokens", "seed",
     "lr", "optimizer", "domains", "prompts", "group", "easy_steps", "small_steps", "mixed_steps", "workers", "micro_batches", "save_every",
+    "demonstrations", "epochs", "max_length", "skip_long", "prompt_weight",
 )  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> int:
     """Train as the flags say; return 0.
 
-    Raises: ConfigError, CheckpointError as `run` does.
+    Raises: ConfigError, CheckpointError, InputError, CapacityError as `run` does.
     """
     config = SftConfig(
         **{name: getattr(args, name) for name in _COPIED if name != "domains"}, domains=tuple(args.domains), bf16=not args.fp32
     )
     result: SftResult = run(config)
     state = "finished" if result.finished else "stopped, resumable with the same command"
-    print(f"spct: {state} at step {result.step} of {config.steps}, loss {result.loss:.4f} per token; {config.output}", file=sys.stderr)
+    if result.num_long:
+        print(f"spct: {result.num_long} rows of {config.demonstrations} were too long and left out", file=sys.stderr)
+    print(f"spct: {state} at step {result.step} of {result.steps}, loss {result.loss:.4f} per token; {config.output}", file=sys.stderr)
     if args.plot:
         plot(config.output / "metrics.jsonl", config.output / "loss.png")
     return 0
