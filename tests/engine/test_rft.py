@@ -29,8 +29,10 @@ from spct.training.session import STATE_FILE
 from spct.training.trajectories import Drawn, Trajectory, TrajectoryFile, outcome_of, statistics
 from spct.types import Judgement, Sample, ScoreRequest
 
+# Requests of a round: enough that a few get right and wrong samples from the shipped judge.
+NUM = 12
 SETTINGS = dict(
-    rounds=2, requests=6, samples=3, hinted=True, epochs=1, prompts=2, workers=1, domains=("constraints", "table"), save_every=1e9,
+    rounds=2, requests=NUM, samples=3, hinted=True, epochs=1, prompts=2, workers=1, domains=("constraints", "table"), save_every=1e9,
     lr=3e-4, max_tokens=200,
 )  # fmt: skip
 
@@ -50,7 +52,7 @@ def rows_of(folder):
 def test_what_is_kept_is_right(unbroken):
     folder, _ = unbroken
     rows = rows_of(folder)
-    assert sorted((row.round, row.index) for row in rows) == [(r, 6 * r + i) for r in range(2) for i in range(6)]
+    assert sorted((row.round, row.index) for row in rows) == [(r, NUM * r + i) for r in range(2) for i in range(NUM)]
     stream = GeneratedRequests(1, SETTINGS["domains"])
     prompt = JudgePrompt(folder)
     kept = 0
@@ -82,7 +84,7 @@ def test_statistics_add_up(unbroken):
         for name, value in row.items():
             if name not in ("round", "domains"):
                 assert value == sum(domain[name] for domain in row["domains"].values())
-        assert row["requests"] == 6 and set(row["domains"]) == {"constraints", "table"}
+        assert row["requests"] == NUM and set(row["domains"]) == {"constraints", "table"}
 
 
 def test_a_round_trains_once_on_every_kept_trajectory(unbroken):
@@ -113,7 +115,7 @@ append, count = TrajectoryFile.append, 0
 def dying(self, row):
     global count
     count += 1
-    if count == 9:
+    if count == {killed_at}:
         os.kill(os.getpid(), signal.SIGKILL)
     append(self, row)
 TrajectoryFile.append = dying
@@ -137,11 +139,11 @@ def assert_ends_alike(unbroken, output):
 
 def test_a_run_killed_while_it_samples_ends_bitwise_like_the_unbroken_one(unbroken, tmp_path):
     """In the second round, whose samples need the weights that the first has made."""
-    program = KILLED.format(output=str(tmp_path), settings=SETTINGS)
+    program = KILLED.format(output=str(tmp_path), settings=SETTINGS, killed_at=NUM + 3)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert load_state(tmp_path / STATE_FILE)["round"] == 1 and len(rows_of(tmp_path)) == 8
+    assert load_state(tmp_path / STATE_FILE)["round"] == 1 and len(rows_of(tmp_path)) == NUM + 2
     with (tmp_path / "trajectories.jsonl").open("a") as file:
         file.write('{"round": 1, "index"')  # what a kill in the middle of a write leaves
     assert_ends_alike(unbroken, tmp_path)
@@ -165,9 +167,9 @@ def test_a_run_ended_anywhere_else_ends_bitwise_like_the_unbroken_one(unbroken, 
     state = load_state(tmp_path / STATE_FILE)
     assert (state["round"], state["round_step"]) == (0, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "is_over_time", lambda self: len(self.file.rows) >= 9)
+        patch.setattr(_Run, "is_over_time", lambda self: len(self.file.rows) >= NUM + 3)
         stopped = run(RftConfig(output=tmp_path, **SETTINGS))
-    assert not stopped.finished and len(rows_of(tmp_path)) == 9
+    assert not stopped.finished and len(rows_of(tmp_path)) == NUM + 3
     assert_ends_alike(unbroken, tmp_path)
 
 
@@ -302,13 +304,13 @@ def test_other_settings_are_refused_and_more_rounds_are_not(unbroken, tmp_path):
 
 def test_the_command_line_tells_what_was_kept(unbroken, tmp_path, capsys):
     folder, result = unbroken
-    flags = "--rounds 2 --requests 6 --samples 3 --hinted --epochs 1 --prompts 2 --workers 1 --lr 3e-4 --max-tokens 200"
+    flags = f"--rounds 2 --requests {NUM} --samples 3 --hinted --epochs 1 --prompts 2 --workers 1 --lr 3e-4 --max-tokens 200"
     domains = ("--domains", *SETTINGS["domains"])
     assert spct_main(["train", "rft", "-o", str(folder), *flags.split(), *domains, "--plot"]) == 0
     assert (folder / "metrics.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().err
     assert f"finished after {result.step} steps; {folder}" in printed
-    assert len(re.findall(r"^(?:constraints|table) +3 ", printed, re.MULTILINE)) == 4
+    assert len(re.findall(rf"^(?:constraints|table) +{NUM // 2} ", printed, re.MULTILINE)) == 4
     assert spct_main(["train", "rft", "-o", str(tmp_path), "--time-limit", "0"]) == 0
     assert "stopped, resumable with the same command after 0 steps" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from spct.evaluation.datasets import BenchmarkItem
 from spct.training.tasks import Item, draw_items
 
 SPLIT = "embedded-test"
-DATA_SEED = 41_170_923
+DATA_SEED = 52_260_417
 DEFAULT_ITEMS = 2_000
 
 AnyItem = TypeVar("AnyItem", Item, BenchmarkItem)
