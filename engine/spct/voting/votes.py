@@ -119,7 +119,8 @@ def resolve_filter(method: FilterMethod, has_meta_head: bool) -> FilterMethod:
         return "meta" if has_meta_head else "none"
     if method == "meta" and not has_meta_head:
         raise ConfigError(
-            'filter: "meta" needs a checkpoint with meta_head.safetensors or a separate meta model (meta_model), got neither; use "logprob", "none" or "auto"'
+            'filter: "meta" needs a checkpoint with meta_head.safetensors or a separate meta model (meta_model), got neither; '
+            'use "logprob", "none" or "auto"'
         )
     return method
 
