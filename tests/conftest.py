@@ -1,16 +1,9 @@
-"""A skipped test is a failure, unless it needs a GPU or a CPU feature that this machine lacks; and no test leaves torch's threads changed."""
+"""A skipped test is a failure, unless it needs a GPU or a CPU feature that this machine lacks."""
 
 import pytest
-import torch
 
 ALLOWED_REASONS = ("needs GPU", "needs CPU")
 _unexcused: list[str] = []
-_num_threads = torch.get_num_threads()
-
-
-def pytest_runtest_setup(item):
-    # Training runs set it for the whole process, and what a run computes, and may resume, depends on it.
-    torch.set_num_threads(_num_threads)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+import torch
 from command_line import read_rows, spct, start
 from tiny_model import write_tiny_model
 
@@ -37,6 +38,15 @@ def report_of(out):
 def samples_of(out):
     rows = [{k: v for k, v in row.items() if k not in ("usage", "timings", "seconds")} for row in read_rows(out / "samples.jsonl")]
     return sorted(json.dumps(row, sort_keys=True) for row in rows)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_of_the_program():
+    """As many here as in a program that is started: they are part of a run's numerics."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
