@@ -6,6 +6,7 @@ import json
 from command_line import ROOT, write_rows
 
 from spct import SamplingParams
+from spct.training.tasks import DOMAINS, draw_item
 
 
 def test_the_demo_judges_every_request(tmp_path, tiny_folder, capsys):
@@ -39,3 +40,16 @@ def test_the_requests_of_the_demo_are_requests():
     assert {1, 2, 3} <= {len(row["responses"]) for row in rows}
     assert any("\\boxed{10}" in response for row in rows for response in row["responses"])
     assert any(not json.dumps(row, ensure_ascii=False).isascii() for row in rows)
+
+
+def test_the_embedded_judge_was_not_trained_on_the_demo():
+    """None of the demo's queries and responses is among the items of the two commands in docs/embedded-model.md."""
+    rows = [json.loads(line) for line in (ROOT / "examples" / "requests.jsonl").read_text(encoding="utf-8").splitlines()]
+    shown = {row["query"] for row in rows} | {response for row in rows for response in row["responses"]}
+    second = ["arithmetic", "sorting", "arithmetic", "table", "units", "arithmetic", "sorting", "strings", "constraints", "passage"]
+    # The first command's steps 700 to 949 take 4 items of two responses at most, later ones 8.
+    runs = [(0, range(700 * 4, 950 * 4), list(DOMAINS), 2), (0, range(950 * 8, 4400 * 8), list(DOMAINS), 6), (1, range(640 * 8), second, 6)]
+    for seed, indices, turns, most in runs:
+        for i in indices:
+            item = draw_item("train", seed, i, domain=turns[i % len(turns)], max_responses=most)
+            assert shown.isdisjoint((item.query, *item.responses))
