@@ -37,10 +37,12 @@ COMMON_FLAGS = [
     "-Wno-maybe-uninitialized",  # GCC 12's own intrinsics headers set it off
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
 ]
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 LEVELS = {"scalar": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    LEVELS |= {"avx2": AVX2, "avx512": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]}
+    LEVELS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    LEVELS["avx512"] = [*LEVELS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+    LEVELS["avx512vnni"] = [*LEVELS["avx512"], "-mavx512vnni"]
+    LEVELS["avx512bf16"] = [*LEVELS["avx512vnni"], "-mavx512bf16"]
 
 
 def compiler() -> list[str] | None:

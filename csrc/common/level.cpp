@@ -27,6 +27,10 @@ bool level_supported(Level level) {
     case Level::kAvx512:
       return level_supported(Level::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    case Level::kAvx512Vnni:
+      return level_supported(Level::kAvx512) && __builtin_cpu_supports("avx512vnni");
+    case Level::kAvx512Bf16:
+      return level_supported(Level::kAvx512Vnni) && __builtin_cpu_supports("avx512bf16");
 #endif
     default:
       return false;

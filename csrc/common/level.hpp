@@ -13,8 +13,9 @@
 
 namespace spct {
 
-enum class Level : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
-constexpr int kNumLevels = 3;
+/// Each holds what the ones before it hold. kAvx512Vnni adds dot products of bytes, kAvx512Bf16 those of bfloat16.
+enum class Level : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3, kAvx512Bf16 = 4 };
+constexpr int kNumLevels = 5;
 
 /// True if this build holds the level and this CPU (and its system) can run it.
 bool level_supported(Level level);
@@ -29,20 +30,24 @@ bool set_level(Level level);
 
 // SPCT_KERNEL(name, Args) declares `void name(const Args&)` in every level's namespace and a dispatching
 // `spct::name(const Args&)`. The `*.kernel.cpp` defines it inside SPCT_BEGIN_LEVEL / SPCT_END_LEVEL.
+#define SPCT_DECLARE(level, name, Args) \
+  namespace spct::level {               \
+  void name(const Args& args);          \
+  }
 #if SPCT_X86
 #define SPCT_KERNEL(name, Args)                                \
-  namespace spct::scalar {                                     \
-  void name(const Args& args);                                 \
-  }                                                            \
-  namespace spct::avx2 {                                       \
-  void name(const Args& args);                                 \
-  }                                                            \
-  namespace spct::avx512 {                                     \
-  void name(const Args& args);                                 \
-  }                                                            \
+  SPCT_DECLARE(scalar, name, Args)                             \
+  SPCT_DECLARE(avx2, name, Args)                               \
+  SPCT_DECLARE(avx512, name, Args)                             \
+  SPCT_DECLARE(avx512vnni, name, Args)                         \
+  SPCT_DECLARE(avx512bf16, name, Args)                         \
   namespace spct {                                             \
   [[maybe_unused]] static inline void name(const Args& args) { \
     switch (active_level()) {                                  \
+      case Level::kAvx512Bf16:                                 \
+        return avx512bf16::name(args);                         \
+      case Level::kAvx512Vnni:                                 \
+        return avx512vnni::name(args);                         \
       case Level::kAvx512:                                     \
         return avx512::name(args);                             \
       case Level::kAvx2:                                       \
@@ -54,9 +59,7 @@ bool set_level(Level level);
   }
 #else
 #define SPCT_KERNEL(name, Args)                                                             \
-  namespace spct::scalar {                                                                  \
-  void name(const Args& args);                                                              \
-  }                                                                                         \
+  SPCT_DECLARE(scalar, name, Args)                                                          \
   namespace spct {                                                                          \
   [[maybe_unused]] static inline void name(const Args& args) { return scalar::name(args); } \
   }

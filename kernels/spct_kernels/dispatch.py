@@ -1,12 +1,11 @@
 """Which backend computes an op: "auto", "reference" (plain torch), "cpu" (csrc) or "triton".
 
 The C++ library is loaded once, on import; where it is missing or can't be loaded, "cpu" raises BackendError on use and "auto"
-computes with plain torch after one warning. `SPCT_CPU=scalar|avx2|avx512` forces a lower CPU level than the best one.
+computes with plain torch after one warning. `SPCT_CPU` forces a lower CPU level (one of CPU_LEVELS) than the best one.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import warnings
@@ -17,8 +16,10 @@ import torch
 
 from spct_kernels.errors import BackendError, InputError
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
 BACKENDS = ("auto", "reference", "cpu", "triton")
-CPU_LEVELS = ("scalar", "avx2", "avx512")
+CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512vnni", "avx512bf16")
 
 _BUILD_HINT = "build it with `pip install --no-build-isolation -e .` (needs a C++20 compiler), or pass backend='reference'"
 
@@ -59,7 +60,7 @@ def set_cpu_level(level: str) -> None:
 
 
 def cpu_level() -> str:
-    """The CPU level that the C++ kernels run at: "scalar", "avx2" or "avx512".
+    """The CPU level that the C++ kernels run at: one of CPU_LEVELS.
 
     Raises: BackendError if the C++ kernels are missing.
     """
@@ -118,7 +119,7 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype | None = None
 
 def _check_triton(device: torch.device, dtype: torch.dtype | None) -> None:
     """Raises BackendError unless Triton is installed and can compute on the device in the dtype."""
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         raise BackendError("backend 'triton': the package triton is not installed; install it, or pass backend='reference'")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise BackendError(
@@ -130,8 +131,26 @@ def _check_triton(device: torch.device, dtype: torch.dtype | None) -> None:
 
 
 def triton_kernels(name: str) -> Any:
-    """The module `spct_kernels.triton_{name}`, imported when it is first used: Triton is optional, and its import takes a second."""
-    return importlib.import_module(f"spct_kernels.triton_{name}")
+    """The module `spct_kernels.triton_{name}`, imported when it is first used: Triton is optional, and its import takes a second.
+
+    By import statements, which `torch.compile` follows, as it does not follow importlib.
+    """
+    if name == "attention":
+        from spct_kernels import triton_attention
+
+        return triton_attention
+    if name == "elementwise":
+        from spct_kernels import triton_elementwise
+
+        return triton_elementwise
+    if name == "linear":
+        from spct_kernels import triton_linear
+
+        return triton_linear
+    assert name == "sample", name
+    from spct_kernels import triton_sample
+
+    return triton_sample
 
 
 def has_cpu_kernels() -> bool:
