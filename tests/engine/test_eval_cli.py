@@ -144,6 +144,22 @@ def test_dry_run_counts_without_a_model(tmp_path, capsys):
     assert "arithmetic" in capsys.readouterr().out and [p.name for p in tmp_path.iterdir()] == ["accuracy.json"]
 
 
+def test_against_an_earlier_run(model, whole, tmp_path, capsys):
+    assert evaluate(model, tmp_path / "same", "--against", whole) == 0
+    same = json.loads((tmp_path / "same" / "accuracy.json").read_text())["against"]
+    assert (
+        same["run"] == whole.name and same["voting"] == {"1": [0.0, 0.0, 0.0], "2": [0.0, 0.0, 0.0]} and same["greedy"] == [0.0, 0.0, 0.0]
+    )
+    assert f"greedy - {whole.name}" in capsys.readouterr().out
+    assert evaluate(model, tmp_path / "other", "--against", whole, "--data-seed", "3") == 2
+    assert f"expected samples of the same 6 items, {whole} lacks 6 of them" in capsys.readouterr().err
+    assert evaluate(model, tmp_path / "more", "--against", whole, "--samples", "4") == 2
+    assert "has 2 samples of every item" in capsys.readouterr().err
+    assert evaluate(model, tmp_path / "none", "--against", tmp_path) == 2
+    assert "holds no samples.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "samples.jsonl").exists()
+
+
 def test_another_data_seed_draws_other_items_of_the_same_domains(tmp_path):
     first, second = embedded_test.load(20), embedded_test.load(20, 5)
     assert not {item.query for item in first} & {item.query for item in second}

@@ -15,6 +15,7 @@ import spct
 from spct.cli.eval_options import parse_ks
 from spct.errors import ConfigError
 from spct.evaluation.accuracy import DrawnSample, Truth, credit, item_accuracy, keep_best, mean_scores
+from spct.evaluation.against import Run, against
 from spct.evaluation.arrays import Draws
 from spct.evaluation.coverage import MAX_RESPONSES, EmbeddedCoverage
 from spct.evaluation.intervals import interval, intervals, paired_difference
@@ -158,6 +159,19 @@ def test_report_of_everything():
     chosen = [i for i, t in enumerate(truths) if t.subset == "d1"]
     alone = accuracy_report([truths[i] for i in chosen], [samples[i] for i in chosen], (8,), (1, 10))
     assert report["subsets"]["d1"]["meta"]["8"] == alone["meta"]["8"] and report["subsets"]["d1"]["items"] == len(chosen)
+
+
+def test_differences_from_an_earlier_run_are_paired():
+    truths, ours = random_draws(4, 50, 8)
+    theirs = [row[4:] for row in ours]
+    found = against(truths, Run(ours, theirs), Run(theirs, ours), (1, 4, 8), (1, 10))
+    assert set(found["voting"]) == {"1", "4"} and {"soft", "meta", "logprob", "greedy", "greedy_voting"} <= set(found)
+    own, other = (accuracy_report(truths, run, (1, 4), (1, 10)) for run in (ours, theirs))
+    for k in ("1", "4"):
+        difference, low, high = found["voting"][k]
+        assert difference == pytest.approx(own["voting"][k] - other["voting"][k], abs=1e-5) and low <= difference <= high
+    nothing = against(truths, Run(ours), Run(ours, ours), (8,), (1, 10))
+    assert nothing["voting"] == {"8": [0.0, 0.0, 0.0]} and "greedy" not in nothing
 
 
 def test_a_large_report_takes_seconds():

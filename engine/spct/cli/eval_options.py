@@ -42,6 +42,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     group.add_argument("--resume", action="store_true", help="continue DIR: keep the samples that it holds")
     group.add_argument("--overwrite", action="store_true", help="replace the samples in DIR")
+    group.add_argument(
+        "--against", type=Path, metavar="DIR", help="folder of an earlier run on the same items: also report the paired differences from it"
+    )
     group.add_argument("--dry-run", action="store_true", help="load and count the items, without a model")
 
 

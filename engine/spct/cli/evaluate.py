@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import platform
 import tempfile
@@ -18,6 +19,7 @@ import msgspec
 import torch
 
 import spct
+from spct.baselines.sidecar import read_form
 from spct.cli import options
 from spct.cli.console import ProgressBar, note, waiting
 from spct.cli.eval_data import EvalData, read_data
@@ -30,6 +32,7 @@ from spct.config import EngineConfig
 from spct.engine import Engine
 from spct.errors import CapacityError, ConfigError
 from spct.evaluation.accuracy import DrawnSample
+from spct.evaluation.against import Run, against
 from spct.evaluation.benchmark_table import benchmark_table
 from spct.evaluation.judging import Pass, Question, judge_items, passes, voting_of
 from spct.evaluation.plot import draw_plot
@@ -51,11 +54,20 @@ class _DrawnRow(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """What was drawn: for each pass and item its samples, the wall time of the first pass, and why items were not judged."""
+    """What was drawn: for each pass and item its samples, the wall time of the first pass, and why items were not judged.
+
+    lacking  for each pass, how many items have no row at all
+    """
 
     by_pass: Sequence[Sequence[Sequence[DrawnSample]]]
     seconds: float
     refusals: Sequence[str]
+    lacking: Sequence[int]
+
+    @property
+    def run(self) -> Run:
+        """The samples that vote, and the greedy ones where they were drawn."""
+        return Run(self.by_pass[0], self.by_pass[1] if len(self.by_pass) > 1 and not self.lacking[1] else None)
 
 
 def main(args: Namespace) -> int:
@@ -77,18 +89,36 @@ def main(args: Namespace) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         if args.dry_run:
             report = counts(data.truths)
+        elif (form := None if args.model == "embedded" else read_form(Path(args.model))) is not None:
+            return _evaluate_baseline(args, form, data)
         else:
             samples = (folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))) / SAMPLES
             ways = passes(sampling, greedy=args.greedy)
+            earlier = None if args.against is None else _earlier(args.against, data.items, ways, ks)
             score_range = _draw(args, data.items, ways, samples)
             if score_range is None:
                 return EXIT_INTERRUPTED
-            report = {**_report(data, _read(samples, data.items, ways), ks, score_range), "settings": _settings(args, data)}
+            drawn = _read(samples, data.items, ways)
+            report = {**_report(data, drawn, ks, score_range), "settings": _settings(args, data)}
+            if earlier is not None:
+                report["against"] = {"run": args.against.name, **against(data.truths, drawn.run, earlier, ks, score_range)}
         if folder is not None:
-            _write(folder / "accuracy.json", json.dumps(report, indent=1) + "\n")
+            write_text(folder / "accuracy.json", json.dumps(report, indent=1) + "\n")
             if not args.dry_run and not draw_plot(report, folder / "accuracy.png"):
                 note("accuracy.png not drawn: matplotlib is not installed (extra spct[plot])")
     print(table(report), benchmark_table(report), sep="", flush=True)
+    return EXIT_OK
+
+
+def _evaluate_baseline(args: Namespace, form: str, data: EvalData) -> int:
+    """A model that says of itself that it is no ordinary judge. Raises: ConfigError if what it needs is not installed."""
+    try:
+        module = importlib.import_module("spct.cli.eval_baseline")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"eval: {args.model} needs the package {error.name!r}; install the extra spct[train]") from None
+    report = module.evaluate_baseline(args, form, data)
+    if args.output is not None:
+        write_text(args.output / "accuracy.json", json.dumps(report, indent=1) + "\n")
     return EXIT_OK
 
 
@@ -100,9 +130,28 @@ def _report(data: EvalData, drawn: _Drawn, ks: Sequence[int], score_range: tuple
         note(
             f"{len(drawn.refusals)} of {len(data.items)} items were not judged and count as without a vote; the first: {drawn.refusals[0]}"
         )
-    sampled, greedy = drawn.by_pass[0], drawn.by_pass[1] if len(drawn.by_pass) > 1 else None
-    general = accuracy_report(data.truths, sampled, ks, score_range, greedy=greedy, seconds=drawn.seconds)
-    return {**general, "refused": len(drawn.refusals), **data.own_metrics(sampled, ks, score_range)}
+    run = drawn.run
+    general = accuracy_report(data.truths, run.sampled, ks, score_range, greedy=run.greedy, seconds=drawn.seconds)
+    return {**general, "refused": len(drawn.refusals), **data.own_metrics(run.sampled, ks, score_range)}
+
+
+def _earlier(folder: Path, items: Sequence[Question], ways: Sequence[Pass], ks: Sequence[int]) -> Run:
+    """What an earlier run drew. Raises: ConfigError if it did not judge the same items, or drew too few samples of them."""
+    if not (folder / SAMPLES).is_file():
+        raise ConfigError(f"--against: expected the folder of an earlier `spct eval -o`, got {folder}, which holds no {SAMPLES}")
+    try:
+        drawn = _read(folder / SAMPLES, items, ways)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"--against: {folder / SAMPLES} can't be read ({error}); finish that run with --resume") from None
+    if drawn.lacking[0]:
+        raise ConfigError(
+            f"--against: expected samples of the same {len(items)} items, {folder} lacks {drawn.lacking[0]} of them; "
+            "run both with the same data, --limit and --data-seed"
+        )
+    fewest = min(map(len, drawn.run.sampled))
+    if ks[0] > fewest:
+        raise ConfigError(f"--against: {folder} has {fewest} samples of every item; expected a number of --samples up to that, got {ks[0]}")
+    return drawn.run
 
 
 def _draw(args: Namespace, items: Sequence[Question], ways: Sequence[Pass], samples: Path) -> tuple[int, int] | None:
@@ -176,17 +225,19 @@ def _read(samples: Path, items: Sequence[Question], ways: Sequence[Pass]) -> _Dr
     places = {key: (p, i) for p, way in enumerate(ways) for i, key in enumerate(_keys(items, way))}
     found = [[way.unread(item) for item in items] for way in ways]
     seconds, refusals = 0.0, []
+    lacking = dict.fromkeys(places)
     with samples.open("rb") as file:
         for line in file:
             row = decoder.decode(line)
             if row.key not in places:
                 continue
             number, index = places[row.key]
+            lacking.pop(row.key, None)
             found[number][index] = row.samples or found[number][index]
             if number == 0:
                 seconds += row.seconds
                 refusals += [row.error.get("message", "")] if row.error is not None else []
-    return _Drawn(found, seconds, refusals)
+    return _Drawn(found, seconds, refusals, [sum(places[key][0] == number for key in lacking) for number in range(len(ways))])
 
 
 def _settings(args: Namespace, data: EvalData) -> dict[str, Any]:
@@ -203,7 +254,7 @@ def _settings(args: Namespace, data: EvalData) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step, so that a reader never meets half of it."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")

@@ -63,8 +63,8 @@ def accuracy_report(
         raise ConfigError(f"samples: expected every k between 1 and {fewest} (samples drawn per item), got {ks}")
     middle = sum(score_range) / 2
     draws = Draws.of(truths, samples, middle)
-    columns = _columns(draws, ks)
-    singles = {} if greedy is None else _greedy_columns(truths, greedy, middle)
+    columns = columns_of(draws, ks)
+    singles = {} if greedy is None else greedy_columns(truths, greedy, middle)
     per_sample = None if seconds is None else seconds / sum(map(len, samples))
 
     def section(chosen: Sequence[int]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def curve_names(report: Mapping[str, Any]) -> list[str]:
     return [name for name in report["intervals"] if isinstance(report["intervals"][name], dict)]
 
 
-def _columns(draws: Draws, ks: Sequence[int]) -> Columns:
+def columns_of(draws: Draws, ks: Sequence[int]) -> Columns:
     """Accuracy of every item for every curve and k."""
     filters = {name: worth for name, worth in (("meta", draws.meta), ("logprob", draws.logprob)) if not np.isnan(worth).all()}
     has_soft = bool((~np.isnan(draws.expected)).any())
@@ -108,7 +108,8 @@ def _columns(draws: Draws, ks: Sequence[int]) -> Columns:
     return columns
 
 
-def _greedy_columns(truths: Sequence[Truth], greedy: Sequence[Sequence[DrawnSample]], middle: float) -> dict[str, FloatArray]:
+def greedy_columns(truths: Sequence[Truth], greedy: Sequence[Sequence[DrawnSample]], middle: float) -> dict[str, FloatArray]:
+    """Accuracy of every item by single samples at temperature 0 ("greedy"), and by the vote of those of all orders ("greedy_voting")."""
     single, voted = np.empty(len(truths)), np.empty(len(truths))
     for i, (truth, row) in enumerate(zip(truths, greedy, strict=True)):
         draws = Draws.of([truth], [row], middle)

@@ -39,6 +39,13 @@ def _differences(report: Mapping[str, Any]) -> list[str]:
             rows.append((f"{name} @{last}", found[last]))
         else:
             rows.append((name, found))
+    earlier = report.get("against", {})
+    for name in ("greedy", "voting", "meta"):
+        found = earlier.get(name)
+        if isinstance(found, Mapping):
+            rows += [(f"{name} @{k} - {earlier['run']}", row) for k, row in found.items()]
+        elif found is not None:
+            rows.append((f"{name} - {earlier['run']}", found))
     position = report["position"]
     rows += [("best shown first - last", position["first-last"])] if "first-last" in position else []
     agreement = position.get("agreement", {})
