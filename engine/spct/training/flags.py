@@ -10,7 +10,7 @@ SHARED = (
     "max_tokens", "lr", "weight_decay", "micro_tokens", "workers", "save_every", "time_limit",
 )  # fmt: skip
 RFT = ("rounds", "requests", "samples", "temperature", "hinted", "keep", "epochs", "prompts", "warmup")
-RL = ("steps", "prompts", "group", "passes", "warmup", "clip", "beta")
+RL = ("steps", "prompts", "group", "passes", "warmup", "decay", "clip", "beta")
 
 
 def add_rft_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +51,7 @@ def add_rl_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--clip", type=float, metavar="C", help="of the ratio between policy and sampler (default 0.2)")
     group.add_argument("--passes", type=int, metavar="N", help="optimiser steps on the samples of one step (default 1)")
     group.add_argument("--warmup", type=int, metavar="N", help="steps of rising learning rate (default 5)")
+    group.add_argument("--decay", type=int, metavar="N", help="steps of falling learning rate at the end (default 0)")
     _add_learning(group)
     _add_data(parser, data_seed=2)
     _add_machine(parser)

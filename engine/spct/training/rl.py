@@ -42,7 +42,8 @@ class RlConfig(TrainingSetup):
     prompts  requests per step, each in one order
     group    samples per prompt
     passes   optimiser steps on the samples of one step
-    warmup   steps of rising learning rate; it is constant afterwards
+    warmup   steps of rising learning rate
+    decay    steps of falling learning rate at the end; in between it is constant
     clip     of the ratio between policy and sampler
     beta     weight of the KL to the starting weights; 0 keeps no copy of them
 
@@ -55,6 +56,7 @@ class RlConfig(TrainingSetup):
     group: int = 8
     passes: int = 1
     warmup: int = 5
+    decay: int = 0
     clip: float = 0.2
     beta: float = 0.02
 
@@ -63,7 +65,7 @@ class RlConfig(TrainingSetup):
         TrainingSetup.__post_init__(self)
         at_least(self, 1, "steps", "prompts", "passes")
         at_least(self, 2, "group")
-        at_least(self, 0, "warmup", "beta")
+        at_least(self, 0, "warmup", "decay", "beta")
         if not 0 < self.clip < 1:
             raise ConfigError(f"clip: expected a number between 0 and 1, got {self.clip!r}")
 
@@ -216,7 +218,7 @@ class _Run:
                     value = value + config.beta * k3(scores.logprob, reference[i])
                 return value.sum() / num_drawn
 
-            rate = config.lr * min(1.0, (self.step + 1) / (config.warmup + 1))
+            rate = config.lr * min(1.0, (self.step + 1) / (config.warmup + 1), (config.steps - self.step) / (config.decay + 1))
             if turn == 0:
                 result = session.learner.step(batches, loss, lr=rate, check=lambda seen: self.check_drift(seen, behaviour))
                 outcome = _row(result, behaviour, reference)
