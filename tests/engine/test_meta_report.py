@@ -108,8 +108,11 @@ def test_forms_are_compared():
 
 def test_command_line_trains_both_forms_and_reports_them(tmp_path, capsys):
     judge = write_judge(tmp_path / "judge")
-    command = ["train", "meta", "-o", str(tmp_path / "out"), "--model", str(judge), "--form", "both", "--votes", "2", *FEW]
+    command = ["train", "meta", "-o", str(tmp_path / "out"), "--model", str(judge), "--form", "both", "--votes", "2", "--plot", *FEW]
     assert spct_main(command) == 0
+    pictures = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
+    assert pictures == ["report.png", "scalar/metrics.png"]  # a head fitted on a frozen judge takes no steps
+    assert all((tmp_path / "out" / picture).stat().st_size > 5000 for picture in pictures)
     shown = capsys.readouterr()
     assert "fused finished" in shown.err and "scalar finished at step 2 of 2" in shown.err and "fused meta" in shown.out
     report = json.loads((tmp_path / "out" / "report.json").read_text())

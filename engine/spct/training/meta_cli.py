@@ -41,6 +41,7 @@ def add_meta_arguments(parser: argparse.ArgumentParser) -> None:
     report = parser.add_argument_group("report")
     report.add_argument("--votes", type=int, default=32, metavar="K", help="samples per held-out item in the report (default 32)")
     report.add_argument("--no-report", action="store_true", help="train only")
+    report.add_argument("--plot", action="store_true", help="also draw DIR/report.png and the training of each form (needs matplotlib)")
 
 
 def _add_samples(group: argparse._ArgumentGroup) -> None:
@@ -76,6 +77,9 @@ def main(args: argparse.Namespace) -> int:
     """
     meta = importlib.import_module("spct.training.meta")
     data = importlib.import_module("spct.training.meta_data")
+    plots = importlib.import_module("spct.training.meta_plots")
+    if args.plot:
+        plots.require_matplotlib()
     if args.votes < 1:
         raise ConfigError(f"--votes: expected at least 1, got {args.votes}")
     given = {target: getattr(args, name) for name, target in _DATA.items() if getattr(args, name) is not None}
@@ -89,10 +93,15 @@ def main(args: argparse.Namespace) -> int:
     for result in results:
         state = "finished" if result.finished else "stopped, resumable with the same command"
         print(f"spct: {result.form} {state} at step {result.step} of {result.steps}; {config.output / result.form}", file=sys.stderr)
+    if args.plot:
+        for result in results:
+            plots.plot_training(config.output / result.form)
     if args.no_report or not all(result.finished for result in results):
         return 0
     held_out = [item.item for item in items if item.split == "validation"]
     report = importlib.import_module("spct.training.meta_report").write_report(config, held_out, args.votes)
+    if args.plot:
+        plots.plot_report(report, config.output / "report.png")
     print(summary(report), flush=True)
     return 0
 
