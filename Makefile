@@ -7,13 +7,14 @@ PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
 NATIVE := $(shell find csrc -type f) setup.py
 
-.PHONY: help demo test real check bench lint clean
+.PHONY: help demo test real sanitize check bench lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    judge examples/requests.jsonl with the embedded model"
 	@echo "make test    lint, types and tests (under 10 minutes on 2 cores)"
 	@echo "make real    the same against a published checkpoint, SmolLM2-135M-Instruct"
+	@echo "make sanitize  the C++ kernels under ASan, UBSan and TSan, without Python"
 	@echo "make check   what takes longer: more random cases, the soak, the embedded model's figures"
 	@echo "make bench   kernel and engine timings"
 	@echo "make clean   removes .venv and what was built"
@@ -35,10 +36,6 @@ $(VENV)/dev.done: $(VENV)/built.done requirements/dev.txt
 	$(PIP) install -r requirements/dev.txt
 	@touch $@
 
-$(VENV)/real.done: $(VENV)/dev.done requirements/real.txt
-	$(PIP) install -r requirements/real.txt
-	@touch $@
-
 demo: $(VENV)/built.done
 	$(PY) examples/demo.py
 
@@ -51,11 +48,16 @@ lint: $(VENV)/dev.done
 test: lint
 	$(PY) -m pytest
 
-real: $(VENV)/real.done
+real: $(VENV)/dev.done
 	$(PY) tests/real/smollm2.py .real/smollm2
 	$(PY) -m pytest tests/real
 
-check: test real
+sanitize: $(VENV)/dev.done
+	$(PY) csrc/test/run.py --sanitizer address --count 200
+	$(PY) csrc/test/run.py --sanitizer thread --count 50
+
+check: test real sanitize
+	RANDOM_CONFIGS=1000 $(PY) -m pytest tests/kernels/test_random_configs.py
 	$(PY) -m pytest tests/long
 
 bench: $(VENV)/dev.done

