@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from spct.training.meta_metrics import auc, calibration, correctness_loss, mean_with_interval, within_item_auc, within_item_loss
+from spct.training.meta_metrics import (
+    auc,
+    calibration,
+    correctness_loss,
+    mean_with_interval,
+    pairs_within,
+    within_item_auc,
+    within_item_loss,
+)
 
 
 def drawn(seed, count=40, items=6):
@@ -54,7 +62,7 @@ def test_loss_within_items(seed):
         per_item.setdefault(owners[i], []).append(math.log1p(math.exp(scores[j] - scores[i])))
     expected = sum(sum(v) / len(v) for v in per_item.values()) / len(per_item)
     given = torch.tensor(scores, requires_grad=True)
-    loss = within_item_loss(given, torch.tensor(labels), torch.tensor(owners))
+    loss = within_item_loss(given, pairs_within(torch.tensor(labels), torch.tensor(owners)))
     assert loss.item() == pytest.approx(expected)
     # Shifting all scores of an item changes nothing: its gradient sums to 0.
     (gradient,) = torch.autograd.grad(loss, given)
@@ -64,7 +72,7 @@ def test_loss_within_items(seed):
 
 def test_items_of_one_kind_count_nothing():
     scores = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    loss = within_item_loss(scores, torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0, 0, 1]))
+    loss = within_item_loss(scores, pairs_within(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0, 0, 1])))
     assert loss.item() == 0.0 and torch.autograd.grad(loss, scores)[0].tolist() == [0.0] * 3
 
 

@@ -32,7 +32,7 @@ from spct.prompting import JudgePrompt
 from spct.training.checkpoints import load_state, save_atomically
 from spct.training.meta_data import DataConfig, MetaItem, draw_meta_items
 from spct.training.meta_heads import fit_head, pooled_states
-from spct.training.meta_metrics import correctness_loss, within_item_loss
+from spct.training.meta_metrics import correctness_loss, pairs_within, within_item_loss
 from spct.training.meta_scorers import FusedScorer, ScalarScorer, write_meta_head
 from spct.training.optimisers import learning_rate
 from spct.training.policy import Policy
@@ -227,7 +227,7 @@ def _step(
         scored = scorer.score([items[i] for i in cut], anchor=anchors)
         parts = {
             "correctness": correctness_loss(scored.scores, scored.labels),
-            "within": within_item_loss(scored.scores, scored.labels, scored.items),
+            "within": within_item_loss(scored.scores, pairs_within(scored.labels, scored.items)),
             "anchor": scored.anchor,
         }
         loss = parts["correctness"] + config.within * parts["within"] + config.anchor * parts["anchor"]

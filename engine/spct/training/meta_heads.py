@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spct.training.meta_data import MetaItem
-from spct.training.meta_metrics import correctness_loss, within_item_loss
+from spct.training.meta_metrics import WithinPairs, correctness_loss, pairs_within, within_item_loss
 from spct.training.meta_scorers import FusedScorer, ordered_samples
 
 # Penalties on the squared weights over standardised states; the best on held-out training items is taken.
@@ -61,23 +61,23 @@ def fit_head(states: Tensor, items: Sequence[MetaItem], within: float) -> tuple[
         learnt = ~held_out
         tried = []
         for choice in PENALTIES:
-            weight, bias = _fit(x[learnt], labels[learnt], owners[learnt], within, choice)
+            weight, bias = _fit(x[learnt], labels[learnt], pairs_within(labels[learnt], owners[learnt]), within, choice)
             scores = x[held_out] @ weight + bias
-            tried.append((float(_loss(scores, labels[held_out], owners[held_out], within)), choice))
+            tried.append((float(_loss(scores, labels[held_out], pairs_within(labels[held_out], owners[held_out]), within)), choice))
         penalty = min(tried)[1]
-    weight, bias = _fit(x, labels, owners, within, penalty)
+    weight, bias = _fit(x, labels, pairs_within(labels, owners), within, penalty)
     weight = weight / scale
     return weight.float(), float(bias - weight @ mean)
 
 
-def _fit(x: Tensor, labels: Tensor, owners: Tensor, within: float, penalty: float) -> tuple[Tensor, Tensor]:
+def _fit(x: Tensor, labels: Tensor, pairs: WithinPairs, within: float, penalty: float) -> tuple[Tensor, Tensor]:
     weight = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = _loss(x @ weight + bias, labels, owners, within) + penalty * weight.square().sum()
+        loss = _loss(x @ weight + bias, labels, pairs, within) + penalty * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         return loss
 
@@ -85,6 +85,6 @@ def _fit(x: Tensor, labels: Tensor, owners: Tensor, within: float, penalty: floa
     return weight.detach(), bias.detach()
 
 
-def _loss(scores: Tensor, labels: Tensor, owners: Tensor, within: float) -> Tensor:
+def _loss(scores: Tensor, labels: Tensor, pairs: WithinPairs, within: float) -> Tensor:
     loss = correctness_loss(scores, labels)
-    return loss + within * within_item_loss(scores, labels, owners) if within else loss
+    return loss + within * within_item_loss(scores, pairs) if within else loss

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,23 +24,46 @@ def correctness_loss(scores: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, labels)
 
 
-def within_item_loss(scores: Tensor, labels: Tensor, items: Tensor) -> Tensor:
+class WithinPairs(NamedTuple):
+    """Every pair of a correct and a wrong sample of one item; the weights of an item's pairs add up to one over the items with pairs.
+
+    better, worse  [N] int64, places of the samples
+    weights        [N] fp32
+    """
+
+    better: Tensor
+    worse: Tensor
+    weights: Tensor
+
+
+def pairs_within(labels: Tensor, items: Tensor) -> WithinPairs:
+    """Find the pairs that `within_item_loss` compares; labels and items as there. Cost: the samples, and an item's samples squared."""
+    better, worse, counts = [], [], []
+    order = items.argsort(stable=True)
+    for places in order.split(items.bincount().tolist()):
+        right, wrong = places[labels[places] > 0], places[labels[places] <= 0]
+        if len(right) and len(wrong):
+            better.append(right.repeat_interleave(len(wrong)))
+            worse.append(wrong.repeat(len(right)))
+            counts.append(len(right) * len(wrong))
+    if not counts:
+        return WithinPairs(order[:0], order[:0], labels.new_zeros(0, dtype=torch.float32))
+    each = torch.tensor(counts, device=labels.device)
+    weights = (1.0 / (each.float() * len(counts))).repeat_interleave(each)
+    return WithinPairs(torch.cat(better), torch.cat(worse), weights)
+
+
+def within_item_loss(scores: Tensor, pairs: WithinPairs) -> Tensor:
     """Give the mean over items of −log σ(s₊ − s₋), averaged over an item's pairs of a correct and a wrong sample.
 
     A filter only compares samples of one item, so an item's own difficulty, which cross-entropy rewards a head for knowing, is
     worth nothing to the vote. Items without such a pair count nothing; 0 if there are none.
 
-    scores  [S] fp32, logits
-    labels  [S] fp32, 1 where the sample is correct
-    items   [S] int64, whose sample it is
+    scores  [S] fp32 or fp64, logits
     """
-    is_pair = (items[:, None] == items[None]) & (labels[:, None] > labels[None])
-    better, worse = is_pair.nonzero(as_tuple=True)
-    if not len(better):
+    if not len(pairs.better):
         return scores.sum() * 0.0
-    per_item = is_pair.sum(1).new_zeros(int(items.max()) + 1).index_add_(0, items[better], better.new_ones(len(better)))
-    weights = 1.0 / per_item[items[better]].to(scores.dtype)
-    return (weights * F.softplus(scores[worse] - scores[better])).sum() / (per_item > 0).sum()
+    return (pairs.weights.to(scores.dtype) * F.softplus(scores[pairs.worse] - scores[pairs.better])).sum()
 
 
 def auc(scores: Floats, labels: Floats) -> float | None:
