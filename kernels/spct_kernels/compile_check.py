@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import importlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -101,15 +102,16 @@ def _length(specialisation: Specialisation) -> int:
 def covering(rows: Sequence[tuple[int, str]], specialisations: Sequence[Specialisation]) -> list[tuple[int, str]]:
     """The rows that a routine check compiles: of every kernel each target at least once, and each type, constant and launch option.
 
-    For kernels that multiply, where registers are short, each constant that is on or off is taken on each target. Greedy: the row that
-    adds the most comes first, the earlier one of equals. What is left out combines the same parts otherwise.
+    For kernels that multiply, where registers are short, each constant that is on or off is taken on each target; for those of PAIRED
+    each two of them together, as a spill may come from two branches that each alone do not spill. Greedy: the row that adds the most
+    comes first, the earlier one of equals. What is left out combines the same parts otherwise.
     """
     chosen: list[tuple[int, str]] = []
     groups: dict[str, list[tuple[int, str]]] = {}
     for row in rows:
         groups.setdefault(specialisations[row[0]].kernel_name, []).append(row)
     for group in groups.values():
-        features = {row: _covered(specialisations[row[0]], row[1]) for row in group}
+        features = {row: covered(specialisations[row[0]], row[1]) for row in group}
         missing = frozenset[tuple[str, ...]]().union(*features.values())
         while missing:
             best = max(group, key=lambda row: len(features[row] & missing))
@@ -118,11 +120,18 @@ def covering(rows: Sequence[tuple[int, str]], specialisations: Sequence[Speciali
     return sorted(chosen, key=rows.index)
 
 
-def _covered(specialisation: Specialisation, target: str) -> frozenset[tuple[str, ...]]:
+PAIRED = frozenset({"attention", "linear", "head"})
+"""Kernels that branch on several constants and hold much in registers. The head's others do a part of what it does."""
+
+
+def covered(specialisation: Specialisation, target: str) -> frozenset[tuple[str, ...]]:
     """What a row covers of its kernel."""
     features: set[tuple[str, ...]] = {(target,), *specialisation.features(target)}
     if specialisation.mma:
-        features |= {(target, name, value) for name, value in specialisation.features(target) if value in ("True", "False")}
+        switches = sorted((name, value) for name, value in specialisation.features(target) if value in ("True", "False"))
+        features |= {(target, *switch) for switch in switches}
+        if specialisation.kernel_name in PAIRED:
+            features |= {(target, *one, *other) for one, other in itertools.combinations(switches, 2)}
     return frozenset(features)
 
 
@@ -255,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (index, target)
         for index, one in enumerate(found)
         for target in options.target or TARGETS
-        if options.kernel in one.kernel_name and options.only in one.name
+        if target in one.targets and options.kernel in one.kernel_name and options.only in one.name
     ]
     if not (options.all or options.kernel or options.only):
         rows = covering(rows, found)

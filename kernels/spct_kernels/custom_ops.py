@@ -1,7 +1,10 @@
-"""The Triton backend as torch custom ops `torch.ops.spct_triton.*`, for serving layers and `torch.compile`: tensors and numbers only.
+"""The Triton backend as torch custom ops `torch.ops.spct_triton.*`: tensors and numbers only, each op one node of a graph.
 
-They take what the public functions hand to the backend, after their checks: contiguous tensors, and the parts of a plan or of a packed
-weight. Triton is imported when one first runs.
+Two ways to them. Under `torch.compile` (fullgraph, too) the public functions become them by themselves: compile what calls
+`spct_kernels.linear` or `fused_sample`, nothing else is to be done; a plan has to have run once before, since its work list is made on
+the host. Serving layers that register ops of their own call them directly, with what the public functions hand to the backend after
+their checks: contiguous tensors, and the parts of a plan or of a packed weight. Called eagerly the public functions go round torch's
+dispatcher. Triton is imported when an op first runs.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from spct_kernels.dispatch import triton_kernels
 from spct_kernels.linear import PackedLinear
 from spct_kernels.sample_reference import Draw
 
-_SCHEMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
+_SCHEMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
 
 
 @torch.library.custom_op("spct_triton::rms_norm", mutates_args=())
@@ -111,11 +114,16 @@ class _GivenWork:
     steps: Tensor
     tile_slots: Tensor
     row_splits: Tensor
+    rows_per_tile: int
     num_items: int
     num_partials: int
     folds: bool
     guards: bool
     merges: bool
+
+    @property
+    def block_keys(self) -> int:
+        return self.tile_slots.shape[1]
 
 
 @torch.library.custom_op("spct_triton::shared_prefix_attention", mutates_args=())
@@ -129,6 +137,7 @@ def shared_prefix_attention(
     tile_slots: Tensor,
     row_splits: Tensor,
     row_position: Tensor,
+    rows_per_tile: int,
     num_items: int,
     num_partials: int,
     folds: bool,
@@ -145,7 +154,7 @@ def shared_prefix_attention(
     items, segments, steps, tile_slots, row_splits and the numbers behind them are the attributes of `triton_attention.work_of(q, k_cache,
     v_cache, plan)`; row_position is `plan.rows[1]`.
     """
-    work = _GivenWork(items, segments, steps, tile_slots, row_splits, num_items, num_partials, folds, guards, merges)
+    work = _GivenWork(items, segments, steps, tile_slots, row_splits, rows_per_tile, num_items, num_partials, folds, guards, merges)
     return triton_kernels("attention").attend(  # type: ignore[no-any-return]
         q, k_cache, v_cache, work, row_position, scale=scale, softcap=softcap, window=window, k_scale=k_scale, v_scale=v_scale
     )
@@ -162,6 +171,7 @@ def _(
     tile_slots: Tensor,
     row_splits: Tensor,
     row_position: Tensor,
+    rows_per_tile: int,
     num_items: int,
     num_partials: int,
     folds: bool,
@@ -176,19 +186,27 @@ def _(
     return q.new_empty((q.shape[0], q.shape[1], v_cache.shape[2])), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
+def _head_of(lm_head: Tensor, vocabulary: int) -> Tensor | PackedLinear:
+    """A matrix [V, E] as it is, panels [ceil(V/P), E, P] as what they are the parts of."""
+    if lm_head.dim() == 2:
+        return lm_head
+    return PackedLinear(lm_head, _SCHEMES[lm_head.dtype], (vocabulary, lm_head.shape[1]))
+
+
 @torch.library.custom_op("spct_triton::fused_sample", mutates_args=())
 def fused_sample(
     hidden: Tensor,
     norm_weight: Tensor,
     norm_eps: float,
     lm_head: Tensor,
+    vocabulary: int,
+    softcap: float | None,
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
     min_p: Tensor,
     seed: Tensor,
     position: Tensor,
-    softcap: float | None = None,
     meta_weight: Tensor | None = None,
     meta_bias: float = 0.0,
     allowed_offsets: Tensor | None = None,
@@ -198,13 +216,14 @@ def fused_sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `spct_kernels.fused_sample`: (token, logprob, meta), meta empty without meta_weight.
 
-    hidden [T, E], norm_weight [E], lm_head [V, E]; temperature, top_p, min_p [T] fp32, top_k [T] int32, seed and position [T] int64;
-    meta_weight [E]; allowed_offsets, banned_offsets [T+1] int64 with allowed_ids, banned_ids int32
+    hidden [T, E], norm_weight [E], lm_head [V, E] or the panels of a `PackedLinear`, vocabulary V; temperature, top_p, min_p [T] fp32,
+    top_k [T] int32, seed and position [T] int64; meta_weight [E]; allowed_offsets, banned_offsets [T+1] int64; allowed_ids, banned_ids
+    int32
     """
     draw = Draw(temperature, top_k, top_p, min_p, seed, position)
     allowed = None if allowed_offsets is None or allowed_ids is None else (allowed_offsets, allowed_ids)
     banned = None if banned_offsets is None or banned_ids is None else (banned_offsets, banned_ids)
-    head = (hidden, norm_weight, norm_eps, lm_head, softcap)
+    head = (hidden, norm_weight, norm_eps, _head_of(lm_head, vocabulary), softcap)
     token, logprob, meta = triton_kernels("sample").fused_sample_triton(head, draw, meta_weight, meta_bias, allowed, banned)
     return token, logprob, logprob.new_empty(0) if meta is None else meta
 
@@ -215,13 +234,14 @@ def _(
     norm_weight: Tensor,
     norm_eps: float,
     lm_head: Tensor,
+    vocabulary: int,
+    softcap: float | None,
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
     min_p: Tensor,
     seed: Tensor,
     position: Tensor,
-    softcap: float | None = None,
     meta_weight: Tensor | None = None,
     meta_bias: float = 0.0,
     allowed_offsets: Tensor | None = None,
@@ -236,15 +256,32 @@ def _(
 
 @torch.library.custom_op("spct_triton::token_logits", mutates_args=())
 def token_logits(
-    hidden: Tensor, norm_weight: Tensor, norm_eps: float, lm_head: Tensor, offsets: Tensor, token_ids: Tensor, softcap: float | None = None
+    hidden: Tensor,
+    norm_weight: Tensor,
+    norm_eps: float,
+    lm_head: Tensor,
+    vocabulary: int,
+    softcap: float | None,
+    offsets: Tensor,
+    token_ids: Tensor,
 ) -> Tensor:
-    """As `spct_kernels.token_logits`: hidden [T, E], norm_weight [E], lm_head [V, E], offsets [T+1] int64, token_ids [N] int32."""
-    head = (hidden, norm_weight, norm_eps, lm_head, softcap)
+    """As `spct_kernels.token_logits`: hidden [T, E], norm_weight [E], lm_head and vocabulary as in `fused_sample`.
+
+    offsets [T+1] int64, token_ids [N] int32
+    """
+    head = (hidden, norm_weight, norm_eps, _head_of(lm_head, vocabulary), softcap)
     return triton_kernels("sample").token_logits_triton(head, (offsets, token_ids))  # type: ignore[no-any-return]
 
 
 @token_logits.register_fake
 def _(
-    hidden: Tensor, norm_weight: Tensor, norm_eps: float, lm_head: Tensor, offsets: Tensor, token_ids: Tensor, softcap: float | None = None
+    hidden: Tensor,
+    norm_weight: Tensor,
+    norm_eps: float,
+    lm_head: Tensor,
+    vocabulary: int,
+    softcap: float | None,
+    offsets: Tensor,
+    token_ids: Tensor,
 ) -> Tensor:
     return hidden.new_empty(token_ids.shape[0], dtype=torch.float32)

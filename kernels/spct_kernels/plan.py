@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from spct_kernels.errors import InputError
-from spct_kernels.triton_attention_plan import WorkList
+from spct_kernels.errors import BackendError, InputError
+from spct_kernels.triton_attention_plan import WorkList, to_device
 
 Integers = Tensor | npt.NDArray[np.integer] | Sequence[int]
 """Integers as callers have them; on the host they cost the least."""
@@ -45,6 +45,7 @@ class AttentionPlan:
     rows        [2, max_rows]     int32: each row's node, each row's position
     num_rows, num_nodes           how much of the buffers counts
     num_slots                     1 + the highest slot named: the caches must have as many
+    fixed                         launches stay the same over `assign`, for a captured step; see `version`
 
     Invariant: rows below a node are contiguous; parents come before their children.
     """
@@ -60,6 +61,7 @@ class AttentionPlan:
         max_nodes: int,
         max_slots: int,
         device: torch.device,
+        fixed: bool = False,
     ) -> None:
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise InputError(f"num_heads: expected a multiple of num_kv_heads={num_kv_heads}, got {num_heads}")
@@ -69,6 +71,7 @@ class AttentionPlan:
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.deterministic = deterministic
+        self.fixed = fixed
         self.max_rows = max_rows
         self.max_nodes = max_nodes
         self.max_slots = max_slots
@@ -98,6 +101,7 @@ class AttentionPlan:
         max_nodes: int | None = None,
         max_slots: int | None = None,
         device: torch.device | str | None = None,
+        fixed: bool = False,
     ) -> Self:
         """A plan for one tree; several roots are legal.
 
@@ -108,6 +112,8 @@ class AttentionPlan:
         row_position  [T]    int32, counted along that path; the row sees positions up to and with it; -1 sees nothing
         max_rows, max_nodes, max_slots   sizes of the buffers, for `assign`; by default what this tree needs
         device        where the buffers live: by default that of node_slots if it is a tensor, else the CPU
+        fixed         True: Triton's launches depend on the buffers alone, so that a captured step stays valid over `assign` and
+                      `update` as long as `version` and the number of rows stay; some programs then find nothing to do
 
         Cost: one pass over the nodes and rows on the host (100 nodes, 64 rows: about 100 us).
         Raises: InputError for a tree that breaks these rules, or whose rows below a node are not contiguous.
@@ -124,6 +130,7 @@ class AttentionPlan:
             max_nodes=limits[1],
             max_slots=limits[2],
             device=torch.device(where),
+            fixed=fixed,
         )
         plan.assign(node_parent=node_parent, node_offset=node_offset, node_slots=node_slots, row_node=row_node, row_position=row_position)
         return plan
@@ -171,10 +178,10 @@ class AttentionPlan:
         nodes[2, :num_nodes] = starts
         nodes[3, :num_nodes] = begins
         nodes[4, :num_nodes] = ends
-        self.nodes.copy_(torch.from_numpy(nodes))
+        to_device(self.nodes, nodes)
         # Copies: torch has no read-only tensors, and what the caller gave may be one.
-        self.node_slots[:num_slots].copy_(torch.from_numpy(slots.copy()))
-        self.rows[:, :num_rows].copy_(torch.from_numpy(np.stack((owner, position))))
+        to_device(self.node_slots[:num_slots], slots.copy())
+        to_device(self.rows[:, :num_rows], np.stack((owner, position)))
         self.num_rows = num_rows
         self.num_nodes = num_nodes
         self.num_slots = int(slots.max()) + 1 if num_slots else 0
@@ -182,11 +189,24 @@ class AttentionPlan:
         for work in self._work.values():
             work.assign(*self._tree)
 
+    @property
+    def version(self) -> int:
+        """Goes up whenever a launch of a fixed plan changes, because its work lists were made or outgrew their buffers."""
+        return len(self._work) + sum(work.version for work in self._work.values())
+
     def work(self, block_keys: int, rows_per_tile: int, fold: bool = True) -> WorkList:
-        """The work list of the Triton kernels for this shape of tiles: built when first asked for, then kept up by `assign`."""
+        """The work list of the Triton kernels for this shape of tiles: built when first asked for, then kept up by `assign`.
+
+        Raises: BackendError if it is asked for the first time while `torch.compile` traces: it is made on the host.
+        """
         work = self._work.get((block_keys, rows_per_tile, fold))
         if work is None:
-            work = WorkList(block_keys, rows_per_tile, self.max_rows, self.device, fold)
+            if torch.compiler.is_compiling():
+                raise BackendError(
+                    "plan: expected its work list to be there when torch.compile traces the attention, got a plan that was never run; "
+                    "call shared_prefix_attention with it once before"
+                )
+            work = WorkList(block_keys, rows_per_tile, self.max_rows, self.device, fold, self.fixed)
             work.assign(*self._tree)
             self._work[(block_keys, rows_per_tile, fold)] = work
         return work
@@ -198,10 +218,14 @@ class AttentionPlan:
 
         Raises: InputError if its length is not the number of rows.
         """
-        values = row_position if isinstance(row_position, Tensor) else torch.from_numpy(_host_int32("row_position", row_position).copy())
-        if values.shape != (self.num_rows,):
+        values = row_position if isinstance(row_position, Tensor) else _host_int32("row_position", row_position).copy()
+        if tuple(values.shape) != (self.num_rows,):
             raise InputError(f"row_position: expected shape ({self.num_rows},), got {tuple(values.shape)}")
-        self.rows[1, : self.num_rows].copy_(values)
+        target = self.rows[1, : self.num_rows]
+        if isinstance(values, Tensor):
+            target.copy_(values)
+        else:
+            to_device(target, values)
 
 
 def _node_starts(parent: npt.NDArray[np.int32], offset: npt.NDArray[np.int32], num_slots: int) -> tuple[list[int], list[int]]:

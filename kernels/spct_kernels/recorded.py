@@ -18,7 +18,9 @@ from spct_kernels.specialisation import Specialisation
 TILES = frozenset({"BLOCK_M", "BLOCK_N", "BLOCK_T", "BLOCK_V", "BLOCK_E", "BLOCK_O", "BLOCK_I", "HEADS", "ROWS"})
 """Constants that the device decides; the interpreter's say nothing about a GPU's."""
 
-_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "i8", "int32": "i32", "int64": "i64"}
+_TYPES = {
+    "float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float8_e4m3fn": "fp8e4nv", "int8": "i8", "int32": "i32", "int64": "i64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Specialisation:
     per_target  target -> what differs there, options and constexprs alike
     mma         True: a tensor-core instruction has to be there
     wgmma       True: on sm_90 it has to be a warp-group one
+    targets     that have the types
     """
 
     kernel: Any
@@ -42,6 +43,7 @@ class Specialisation:
     per_target: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     mma: bool = False
     wgmma: bool = False
+    targets: tuple[str, ...] = TARGETS
 
     @property
     def kernel_name(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from spct_kernels.plan import AttentionPlan
 from spct_kernels.triton_attention_kernel import attention_kernel
 from spct_kernels.triton_attention_merge import merge_kernel
-from spct_kernels.triton_attention_options import Shape, compile_options, tile_options
+from spct_kernels.triton_attention_options import Shape, compile_options, options_of_work, tile_options
 from spct_kernels.triton_attention_plan import Work
 from spct_kernels.triton_common import COMPILE, check_runnable, next_power_of_2, target
 
@@ -45,7 +45,7 @@ def shared_prefix_attention(
 def work_of(q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan) -> Work:
     """The plan's work list for the tiles of these tensors."""
     shape = _shape_of(q, k_cache, v_cache)
-    options = tile_options(shape, q.device)
+    options = tile_options(shape, q.device, plan.num_rows, plan.deterministic)
     return plan.work(options.block_n, options.rows_per_tile(shape.group), options.fold)
 
 
@@ -67,6 +67,12 @@ def attend(
     v_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) from a work list that `work_of` gave for tensors of these shapes; None where there is no row."""
+    if torch.compiler.is_compiling() and work is not None:
+        return torch.ops.spct_triton.shared_prefix_attention(  # type: ignore[no-any-return] # torch.ops is untyped
+            q, k_cache, v_cache, work.items, work.segments, work.steps, work.tile_slots, work.row_splits, row_position,
+            work.rows_per_tile, work.num_items, work.num_partials, work.folds, work.guards, work.merges,
+            scale, softcap, window, k_scale, v_scale,
+        )  # fmt: skip
     check_runnable(q, attention_kernel)
     num_rows, num_heads, key_dim = q.shape
     num_kv_heads, value_dim = v_cache.shape[1:]
@@ -75,7 +81,7 @@ def attend(
     if num_rows == 0 or work is None:
         return out, lse
     shape = _shape_of(q, k_cache, v_cache)
-    options = tile_options(shape, q.device)
+    options = options_of_work(shape, q.device, work.block_keys, work.rows_per_tile)
     partial = torch.empty((work.num_partials if work.merges else 0, num_heads, value_dim), dtype=torch.float32, device=q.device)
     partial_state = torch.empty((*partial.shape[:2], 2), dtype=torch.float32, device=q.device)
     layout: dict[str, Any] = {"VALUE_DIM": value_dim, "BLOCK_DV": next_power_of_2(value_dim)}

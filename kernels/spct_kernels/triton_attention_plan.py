@@ -9,16 +9,16 @@ each group of rows below the boundary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Ints = npt.NDArray[np.int32]
+from spct_kernels.triton_attention_tree import Ints, Run, Tree, split_ends
 
 STEP_FIELDS = 8
 """tile, first slot of a contiguous run or -1, first position, keys, first row, one past the last row, 0, 0."""
@@ -28,83 +28,10 @@ ITEM_FIELDS = 4
 """first segment, one past the last segment, first row, number of rows."""
 
 
-def split_ends(positions: int) -> list[int]:
-    """Ends of the splits of a path: 256 positions each up to 512, 512 up to 4096, then 1024.
-
-    Short paths need many programs to fill a GPU, long ones have them anyway, and each split costs a row one fp32 partial result.
-    """
-    ends, end = [], 0
-    while end < positions:
-        end += 256 if end < 512 else 512 if end < 4096 else 1024
-        ends.append(end)
-    return ends
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Consecutive rows of one node: their range, their tiles (ids in order of position) and the path's length."""
-
-    begin: int
-    end: int
-    tiles: Ints
-    positions: int
-
-
-class _Tree:
-    """A tree cut into tiles: which tiles each row's path has."""
-
-    def __init__(self, nodes: Ints, slots: Ints, owner: Ints, block_keys: int) -> None:
-        self.block_keys = block_keys
-        self._contents: list[Ints] = []
-        parents, lengths = nodes[1].tolist(), np.diff(nodes[0]).tolist()
-        used = nodes[4] > nodes[3]
-        whole: list[Ints] = []
-        tails: list[Ints] = []
-        cuts: list[int] = []
-        self._num_tiles = 0
-        empty = np.zeros(0, dtype=np.int32)
-        owners = set(owner.tolist())
-        for node in range(nodes.shape[1] - 1):
-            above = parents[node]
-            before, tail, cut = (whole[above], tails[above], cuts[above]) if above >= 0 else (empty, empty, -1)
-            if lengths[node] and used[node]:
-                keys = np.concatenate((tail, slots[nodes[0, node] : nodes[0, node + 1]]))
-                count = len(keys) // block_keys
-                before = np.concatenate((before, self._add(keys[: count * block_keys].reshape(count, block_keys))))
-                tail, cut = keys[count * block_keys :], -1
-            if len(tail) and cut < 0 and node in owners:
-                padded = np.full((1, block_keys), -1, dtype=np.int32)
-                padded[0, : len(tail)] = tail
-                cut = int(self._add(padded)[0])
-            whole.append(before)
-            tails.append(tail)
-            cuts.append(cut)
-        self.tile_slots = np.concatenate(self._contents) if self._contents else np.zeros((0, block_keys), dtype=np.int32)
-        self.counts = (self.tile_slots >= 0).sum(axis=1).astype(np.int32)
-        steps = np.arange(block_keys, dtype=np.int32)
-        inside = steps < self.counts[:, None]
-        contiguous = ((self.tile_slots == self.tile_slots[:, :1] + steps) | ~inside).all(axis=1)
-        self.first_slots = np.where(contiguous, self.tile_slots[:, 0], -1).astype(np.int32) if len(self.tile_slots) else self.counts
-        self.runs: list[_Run] = []
-        edges = np.flatnonzero(np.diff(owner)) + 1 if len(owner) else np.zeros(0, dtype=np.int64)
-        bounds = [0, *edges.tolist(), len(owner)]
-        for begin, end in pairwise(bounds):
-            if begin < end:
-                node = int(owner[begin])
-                tiles = np.append(whole[node], np.int32(cuts[node])) if len(tails[node]) else whole[node]
-                self.runs.append(_Run(begin, end, tiles, len(whole[node]) * block_keys + len(tails[node])))
-
-    def _add(self, tiles: Ints) -> Ints:
-        first = self._num_tiles
-        self._num_tiles += len(tiles)
-        self._contents.append(tiles)
-        return np.arange(first, self._num_tiles, dtype=np.int32)
-
-
 class _Builder:
     """Collects items, segments and steps."""
 
-    def __init__(self, tree: _Tree, rows_per_tile: int) -> None:
+    def __init__(self, tree: Tree, rows_per_tile: int) -> None:
         self.tree = tree
         self.rows_per_tile = rows_per_tile
         self.items: list[tuple[int, ...]] = []
@@ -113,7 +40,7 @@ class _Builder:
         self.num_steps = 0
         self.folds = self.guards = False
 
-    def _segment(self, runs: list[_Run], rows: tuple[int, int], first: int, last: int) -> None:
+    def _segment(self, runs: list[Run], rows: tuple[int, int], first: int, last: int) -> None:
         """Steps for tiles first to last of the runs, whose rows are clipped to `rows`: by position, then by rows."""
         width = min(last, max(len(run.tiles) for run in runs)) - first
         table = np.full((len(runs), width), -1, dtype=np.int32)
@@ -144,7 +71,7 @@ class _Builder:
         self.steps.append(steps)
         self.num_steps += len(ids)
 
-    def whole_rows(self, run: _Run, bounds: list[int]) -> None:
+    def whole_rows(self, run: Run, bounds: list[int]) -> None:
         """Many rows of one node, as in a prefill: a program takes all splits of its rows, the later rows (more keys) first."""
         for begin in reversed(range(run.begin, run.end, self.rows_per_tile)):
             rows = (begin, min(begin + self.rows_per_tile, run.end))
@@ -155,7 +82,7 @@ class _Builder:
             self.folds |= len(self.segments) - first_segment > 1
             self.items.append((first_segment, len(self.segments), rows[0], rows[1] - rows[0]))
 
-    def splits(self, runs: list[_Run], common: list[int], bounds: list[int]) -> None:
+    def splits(self, runs: list[Run], common: list[int], bounds: list[int]) -> None:
         """Items of runs whose splits are programs of their own. `common[i]`: leading tiles that runs i - 1 and i have in common.
 
         How a split's runs are grouped depends on how many tiles they have in it and share in it: most splits of a long prefix look alike,
@@ -200,7 +127,7 @@ class _Builder:
             begin, rows, steps = (run, count, tiles) if tiles > 0 else (run, 0, 0)
         return [*groups, (begin, len(own))] if rows else groups
 
-    def _uniform_split(self, runs: list[_Run], groups: list[tuple[int, int]], first: int, last: int) -> None:
+    def _uniform_split(self, runs: list[Run], groups: list[tuple[int, int]], first: int, last: int) -> None:
         """The segments of a split in which all runs of a group have the same tiles: a step each, for all the group's rows."""
         tiles = [runs[begin].tiles[first:last] for begin, _ in groups]
         counts = np.array([len(ids) for ids in tiles], dtype=np.int64)
@@ -226,6 +153,8 @@ class _Builder:
 class Work(Protocol):
     """What the kernels read of a work list; see `WorkList`."""
 
+    block_keys: int
+    rows_per_tile: int
     items: Tensor
     segments: Tensor
     steps: Tensor
@@ -242,6 +171,8 @@ class WorkList:
     """The plan's work for one shape of tiles, in buffers on the plan's device that grow when a tree needs more.
 
     fold: many rows of one node (a prefill) take all their splits in one program; otherwise a program a split, as in a decode.
+    fixed: launches are the same for every tree that fits the buffers, as a captured step needs: sizes are the buffers', spare programs find
+    an empty item and leave, and the kernels are those that any decode can use.
 
     items       [max, 4]           a program each (times KV heads); segments, first row, rows; zeros past the last item
     segments    [max, 4]           one split for the item's rows
@@ -251,11 +182,16 @@ class WorkList:
     num_items, num_partials        how much of it counts
     folds       some program takes several splits; guards: some step is for a part of its program's rows only
     merges      some row has no partial result, or several
+    version     goes up whenever a launch changes: what was captured before is void
     """
 
-    def __init__(self, block_keys: int, rows_per_tile: int, max_rows: int, device: torch.device, fold: bool = True) -> None:
+    def __init__(
+        self, block_keys: int, rows_per_tile: int, max_rows: int, device: torch.device, fold: bool = True, fixed: bool = False
+    ) -> None:
         self.block_keys = block_keys
-        self.fold = fold
+        self.fold = fold and not fixed
+        self.fixed = fixed
+        self.version = 0
         self.rows_per_tile = rows_per_tile
         self.items = torch.zeros((0, ITEM_FIELDS), dtype=torch.int32, device=device)
         self.segments = torch.zeros((0, SEGMENT_FIELDS), dtype=torch.int32, device=device)
@@ -270,12 +206,12 @@ class WorkList:
 
         nodes  [5, N+1]  as in AttentionPlan.nodes, without its unused end;  slots [S];  owner [T] each row's node
         """
-        tree = _Tree(nodes, slots, owner, self.block_keys)
+        tree = Tree(nodes, slots, owner, self.block_keys)
         builder = _Builder(tree, self.rows_per_tile)
         splits = [split_ends(run.positions) for run in tree.runs]
         bounds = [0, *(end // self.block_keys for end in max(splits, key=len, default=[]))]
         row_splits = np.zeros((2, len(owner)), dtype=np.int32)
-        few: list[_Run] = []
+        few: list[Run] = []
         common: list[int] = []
         partials = 0
         for run, ends in zip(tree.runs, splits, strict=True):
@@ -289,25 +225,27 @@ class WorkList:
                 continue
             for begin in range(run.begin, run.end, self.rows_per_tile):
                 neighbour = few and few[-1].end == begin
-                common.append(_leading(few[-1].tiles, run.tiles) if neighbour else 0)
+                common.append(few[-1].leading(run) if neighbour else 0)
                 few.append(replace(run, begin=begin, end=min(begin + self.rows_per_tile, run.end)))
         builder.splits(few, common, bounds)
-        self.num_items, self.num_partials = len(builder.items), partials
-        self.folds, self.guards = builder.folds, builder.guards
-        self.merges = bool((row_splits[1] != 1).any())
+        before = [self.items, self.segments, self.steps, self.tile_slots]
         self.items = _filled(self.items, np.array(builder.items, dtype=np.int32).reshape(-1, ITEM_FIELDS), clear=True)
         self.segments = _filled(self.segments, np.array(builder.segments, dtype=np.int32).reshape(-1, SEGMENT_FIELDS))
         steps = np.concatenate(builder.steps) if builder.steps else np.zeros((0, STEP_FIELDS), dtype=np.int32)
         self.steps = _filled(self.steps, steps)
         self.tile_slots = _filled(self.tile_slots, tree.tile_slots)
-        self.row_splits[:, : len(owner)].copy_(torch.from_numpy(row_splits))
-
-
-def _leading(one: Ints, other: Ints) -> int:
-    """How many leading elements two vectors have in common."""
-    length = min(len(one), len(other))
-    different = np.flatnonzero(one[:length] != other[:length])
-    return int(different[0]) if len(different) else length
+        to_device(self.row_splits[:, : len(owner)], row_splits)
+        grown = any(one is not other for one, other in zip(before, (self.items, self.segments, self.steps, self.tile_slots), strict=True))
+        if self.fixed:
+            grown |= partials > self.num_partials
+            self.num_items = len(self.items)
+            self.num_partials = 2 * partials if partials > self.num_partials else self.num_partials
+            self.folds, self.guards, self.merges = False, True, True
+        else:
+            self.num_items, self.num_partials = len(builder.items), partials
+            self.folds, self.guards = builder.folds, builder.guards
+            self.merges = bool((row_splits[1] != 1).any())
+        self.version += grown
 
 
 def _filled(buffer: Tensor, values: Ints, clear: bool = False) -> Tensor:
@@ -316,5 +254,13 @@ def _filled(buffer: Tensor, values: Ints, clear: bool = False) -> Tensor:
         buffer = torch.zeros((2 * len(values), buffer.shape[1]), dtype=torch.int32, device=buffer.device)
     elif clear:
         buffer[len(values) :].zero_()
-    buffer[: len(values)].copy_(torch.from_numpy(values))
+    to_device(buffer[: len(values)], values)
     return buffer
+
+
+def to_device(buffer: Tensor, values: npt.NDArray[Any]) -> None:
+    """Copies values from the host into a buffer; to a GPU through pinned memory, so that the host does not wait."""
+    source = torch.from_numpy(values)
+    if buffer.is_cuda:
+        source = source.pin_memory()  # from torch's cache, which keeps it until the copy is done
+    buffer.copy_(source, non_blocking=True)

@@ -10,7 +10,7 @@ import torch
 from spct_kernels.specialisation import TARGETS, ModelShape, Specialisation
 from spct_kernels.triton_attention_kernel import attention_kernel
 from spct_kernels.triton_attention_merge import merge_kernel
-from spct_kernels.triton_attention_options import Shape, compile_options, options_on
+from spct_kernels.triton_attention_options import Shape, compile_options, families, is_many
 from spct_kernels.triton_common import COMPILE, next_power_of_2
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "i8"}
@@ -36,11 +36,12 @@ _NUMBERS = {"scale": "fp32", "softcap": "fp32", "window": "i32"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
-def _attention(name: str, shape: Shape, kv_heads: int, **flags: Any) -> Specialisation:
+def _attention(name: str, shape: Shape, kv_heads: int, *, batch_is_large: bool = False, **flags: Any) -> Specialisation:
     """One compilation; flags: SOFTCAP, WINDOW, SCALED, FOLD, GUARD where they are not off."""
+    many = batch_is_large or is_many(shape.group, 1, deterministic=True)
 
     def tiles(target: str) -> dict[str, int]:
-        options = options_on(shape, target)
+        options = families(shape, target)[many]
         heads = min(shape.group, options.block_m)
         return {
             "HEADS": heads,
@@ -80,7 +81,7 @@ def _attention(name: str, shape: Shape, kv_heads: int, **flags: Any) -> Speciali
 def model_rows(model: ModelShape) -> list[Specialisation]:
     """Decode and prefill, each with and without tiles that a node cuts, for every kind of layer; and the merge."""
     shape = Shape(model.group, model.head_dim, model.head_dim, _DTYPES[model.dtype], _DTYPES[model.cache_dtype])
-    folds = (False, True) if options_on(shape, TARGETS[0]).fold else (False,)
+    folds = (False, True) if families(shape, TARGETS[0])[0].fold else (False,)
     rows = []
     for window, fold, guard in itertools.product(model.windows, folds, (False, True)):
         name = f"{model.name} {'prefill' if fold else 'decode'}{', cut tiles' if guard else ''}{', window' if window else ''}"
@@ -99,7 +100,7 @@ def model_rows(model: ModelShape) -> list[Specialisation]:
 
 
 def other_rows() -> list[Specialisation]:
-    """What no model of the list has: wide and odd heads, quantised caches."""
+    """What no model of the list has: wide and odd heads, quantised caches, many heads a KV head, batches that decide the tiles."""
     bf16, fp16, int8 = torch.bfloat16, torch.float16, torch.int8
     return [
         _attention("dim 256 decode", Shape(2, 256, 256, bf16, bf16), 8, GUARD=False),
@@ -107,4 +108,7 @@ def other_rows() -> list[Specialisation]:
         _attention("dim 80 decode", Shape(1, 80, 80, fp16, fp16), 32),
         _attention("int8 cache, scales a slot", Shape(4, 128, 128, bf16, int8), 8, SCALED=2),
         _attention("int8 cache, scales a head", Shape(4, 128, 128, bf16, int8), 8, SCALED=1),
+        _attention("group 8 decode", Shape(8, 128, 128, bf16, bf16), 8),
+        _attention("group 8 prefill, cut tiles", Shape(8, 128, 128, bf16, bf16), 8, FOLD=True, GUARD=True),
+        _attention("dim 64, large batch, prefill", Shape(4, 64, 64, fp16, fp16), 8, batch_is_large=True, FOLD=True),
     ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import triton
@@ -15,6 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from spct_kernels.errors import BackendError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 COMPILE = {"enable_fp_fusion": False}
 """Passed to every launch. Triton compiles a kernel anew for other alignments of its arguments; where a multiplication and an
@@ -36,6 +39,21 @@ def kernel(*unspecialised: str) -> Callable[[Callable[..., Any]], Any]:
 def device(function: Callable[..., Any]) -> Any:
     """Marks a function that kernels call."""
     return triton.jit(function)
+
+
+def traced_as_op(host: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Marks a host function whose name and arguments are those of an op of `custom_ops`: `torch.compile` sees that op, one node.
+
+    Called otherwise, it runs without torch's dispatcher, which would cost tens of microseconds a launch.
+    """
+
+    @functools.wraps(host)
+    def run(*arguments: _P.args, **options: _P.kwargs) -> _R:
+        if torch.compiler.is_compiling():
+            return getattr(torch.ops.spct_triton, host.__name__)(*arguments, **options)  # type: ignore[no-any-return] # torch.ops is untyped
+        return host(*arguments, **options)
+
+    return run
 
 
 def next_power_of_2(count: int) -> int:

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spct_kernels.specialisation import ModelShape, Specialisation
-from spct_kernels.triton_common import COMPILE, check_runnable, device, kernel, narrow, next_power_of_2
+from spct_kernels.triton_common import COMPILE, check_runnable, device, kernel, narrow, next_power_of_2, traced_as_op
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 _MAX_COLUMNS = 2048
@@ -236,16 +236,19 @@ def _normalise(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -
     return out, total
 
 
+@traced_as_op
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`spct_kernels.rms_norm` of contiguous tensors."""
     return _normalise(x, None, weight, eps)[0]
 
 
+@traced_as_op
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """`spct_kernels.add_rms_norm` of contiguous tensors."""
     return _normalise(x, residual, weight, eps)
 
 
+@traced_as_op
 def gated_activation(gate_up: Tensor, kind: str) -> Tensor:
     """`spct_kernels.gated_activation` of a contiguous tensor."""
     check_runnable(gate_up, _gated_activation_kernel)
@@ -260,6 +263,7 @@ def gated_activation(gate_up: Tensor, kind: str) -> Tensor:
     return out
 
 
+@traced_as_op
 def rope_append(
     qkv: Tensor,
     cos: Tensor,

@@ -16,6 +16,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from spct_kernels.errors import BackendError
 from spct_kernels.linear import PackedLinear
 from spct_kernels.specialisation import TARGETS, ModelShape, Specialisation
 from spct_kernels.triton_common import COMPILE, check_runnable, dot, kernel, narrow, next_power_of_2, target
@@ -25,6 +26,10 @@ _FULL_GRID = 264
 _MIN_SEGMENT = 512
 """Inputs of a segment: below, writing the partial sums costs more than 1/16 of reading the weight for 16 rows."""
 _REDUCE_BLOCK = 1024
+_QUANTISED = (torch.int8, torch.float8_e4m3fn)
+_FP8 = "fp8e4nv"
+_WITHOUT_FP8 = ("sm_80", "sm_86", "sm_87")
+"""Targets whose instructions do not convert e4m3; on gfx942, which has another fp8, Triton converts it by bits."""
 
 
 @kernel("num_rows")
@@ -51,7 +56,7 @@ def _linear_kernel(
     """BLOCK_O outputs of BLOCK_T rows. CUT: one segment a program, its sums to out_ptr [SEGMENTS, T, O] in fp32; else all of them.
 
     WIDE: operands become fp32, where x and the weight are stored in different dtypes. PANEL: width of the weight's panels.
-    HAS_SCALE: the weight is int8, exact in x's dtype, and each output's sum is multiplied by its scale.
+    HAS_SCALE: the weight is int8 or fp8 (e4m3), exact in x's dtype, and each output's sum is multiplied by its scale.
     """
     outputs = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     rows = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -135,7 +140,12 @@ def _tiles(rows: int, wide: bool, name: str) -> dict[str, int]:
 
 
 def linear(x: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
-    """`spct_kernels.linear` of contiguous x and an fp32 bias."""
+    """`spct_kernels.linear` of contiguous x and an fp32 bias.
+
+    Raises: BackendError for an fp8 weight on a GPU that does not have it.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.spct_triton.linear(x, weight.panels, weight.shape[0], bias, weight.scale)  # type: ignore[no-any-return] # untyped
     check_runnable(x, _linear_kernel)
     rows, inputs = x.shape
     outputs = weight.shape[0]
@@ -143,8 +153,11 @@ def linear(x: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
     if out.numel() == 0:
         return out
     panels, scale = weight.panels, weight.scale
-    wide = x.dtype == torch.float32 or panels.dtype not in (x.dtype, torch.int8)
-    tiles = _tiles(rows, wide, target(x.device))
+    wide = x.dtype == torch.float32 or panels.dtype not in (x.dtype, *_QUANTISED)
+    name = target(x.device)
+    if panels.dtype == torch.float8_e4m3fn and name in _WITHOUT_FP8:
+        raise BackendError(f"scheme 'fp8': expected a GPU from sm_89 on, got {name}; pack the weight as 'int8'")
+    tiles = _tiles(rows, wide, name)
     num_segments, length = segments(outputs, inputs, tiles["BLOCK_I"])
     grid, cut = _grid(rows, outputs, num_segments, tiles)
     sums = torch.empty((num_segments, rows, outputs), dtype=torch.float32, device=x.device) if cut else out
@@ -181,7 +194,7 @@ def model_rows(model: ModelShape) -> list[Specialisation]:
 def _rows(name: str, model: ModelShape, shape: tuple[int, int, int], has_bias: bool, scheme: str = "") -> list[Specialisation]:
     """The compilations of one call: rows, outputs and inputs; scheme: of the weight, where it is not the model's dtype."""
     count, outputs, inputs = shape
-    wide, has_scale = model.dtype == "fp32", scheme == "i8"
+    wide, has_scale = model.dtype == "fp32", bool(scheme)
     per_target = {target: _tiles(count, wide, target) for target in TARGETS}
     num_segments, length = segments(outputs, inputs, per_target["sm_90"]["BLOCK_I"])
     cut = _grid(count, outputs, num_segments, per_target["sm_90"])[1]
@@ -204,6 +217,7 @@ def _rows(name: str, model: ModelShape, shape: tuple[int, int, int], has_bias: b
             per_target=per_target,
             mma=not wide,
             wgmma=not wide,
+            targets=tuple(target for target in TARGETS if scheme != _FP8 or target not in _WITHOUT_FP8),
         )
     ]
     if cut:
@@ -222,8 +236,13 @@ def _rows(name: str, model: ModelShape, shape: tuple[int, int, int], has_bias: b
 
 
 def other_rows() -> list[Specialisation]:
-    """Weights in int8, and the panels of a weight that was packed on a CPU."""
+    """Weights in int8 and fp8, and the panels of a weight that was packed on a CPU."""
     plain = ModelShape("", 32, 8, 128, 4096, 14336, 128_256)
     panels = ModelShape("", 32, 8, 128, 4096, 14336, 128_256, dtype="fp16", panel=16)
-    rows = [row for count in (16, 4096) for row in _rows(f"int8 weight, {count} rows", plain, (count, 4096, 14336), True, "i8")]
+    rows = [
+        row
+        for name, scheme in (("int8", "i8"), ("fp8", _FP8))
+        for count in (16, 4096)
+        for row in _rows(f"{name} weight, {count} rows", plain, (count, 4096, 14336), True, scheme)
+    ]
     return [*rows, *_rows("panels, 32 rows", panels, (32, 6144, 4096), False)]

@@ -54,8 +54,14 @@ class _PreparedHead:
     common: dict[str, Any]
 
     @property
-    def block_t(self) -> int:
-        return int(self.common["BLOCK_T"])
+    def operands(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What is multiplied: states, their rows' factors, weight."""
+        return self.parts, self.scale, self.weight
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Rows, ids, and elements between two rows of the weight."""
+        return self.num_rows, self.vocabulary, self.weight_stride
 
     @property
     def num_tiles(self) -> int:
@@ -63,7 +69,7 @@ class _PreparedHead:
 
     @property
     def grid(self) -> tuple[int, int]:
-        return _tiles(self.num_rows, self.block_t), self.num_tiles
+        return _tiles(self.num_rows, int(self.common["BLOCK_T"])), self.num_tiles
 
 
 def certificate_counts(device: torch.device | str) -> tuple[int, int]:
@@ -89,6 +95,12 @@ def fused_sample_triton(
     redo_all: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Tokens, log-probabilities and meta logits; see `fused_sample`. `redo_all` gives no row under a truncation a certificate."""
+    if torch.compiler.is_compiling():
+        traced = torch.ops.spct_triton.fused_sample(
+            *_op_head(head), draw.temperature, draw.top_k, draw.top_p, draw.min_p, draw.seed, draw.position, meta_weight, meta_bias,
+            *(allowed or (None, None)), *(banned or (None, None)),
+        )  # fmt: skip
+        return traced[0], traced[1], None if meta_weight is None else traced[2]
     device, num_rows = head[0].device, head[0].shape[0]
     token = torch.empty(num_rows, dtype=torch.int64, device=device)
     logprob = torch.empty(num_rows, dtype=torch.float32, device=device)
@@ -99,9 +111,8 @@ def fused_sample_triton(
     floats = torch.empty((NUM_FLOATS.value, num_rows, ready.num_tiles), dtype=torch.float32, device=device)
     ids = torch.empty((NUM_IDS.value, num_rows, ready.num_tiles), dtype=torch.int32, device=device)
     _head_kernel[ready.grid](
-        ready.parts, ready.scale, ready.weight, draw.temperature, draw.top_k, draw.top_p, draw.seed, draw.position,
-        *masks.tensors, floats, ids, ready.histogram, ready.num_rows, ready.vocabulary, ready.weight_stride,
-        masks.words, ready.softcap or 1.0, HAS_SOFTCAP=ready.softcap is not None, **masks.flags, **ready.common,
+        *ready.operands, draw.temperature, draw.top_k, draw.top_p, draw.seed, draw.position, *masks.tensors, floats, ids, ready.histogram,
+        *ready.sizes, masks.words, ready.softcap or 1.0, **masks.flags, **ready.common,
     )  # fmt: skip
     if device not in _counters:
         _counters[device] = torch.zeros(NUM_COUNTERS, dtype=torch.int64, device=device)
@@ -114,8 +125,7 @@ def fused_sample_triton(
     )  # fmt: skip
     logits = torch.empty((num_rows, ready.vocabulary), dtype=torch.float32, device=device)  # written for redone rows alone
     _redo_logits_kernel[ready.grid](
-        ready.parts, ready.scale, ready.weight, *masks.tensors, token, logits, ready.num_rows, ready.vocabulary,
-        ready.weight_stride, masks.words, ready.softcap or 1.0, HAS_SOFTCAP=ready.softcap is not None, **masks.flags, **ready.common,
+        *ready.operands, *masks.tensors, token, logits, *ready.sizes, masks.words, ready.softcap or 1.0, **masks.flags, **ready.common
     )  # fmt: skip
     _redo_draw_kernel[(num_rows,)](
         logits, *parameters, token, logprob, best, normaliser, VOCABULARY=ready.vocabulary, BLOCK=REDO_BLOCK, **DRAW_OPTIONS
@@ -126,16 +136,25 @@ def fused_sample_triton(
 def token_logits_triton(head: Head, lists: TokenLists) -> Tensor:
     """Logits of the listed ids; see `token_logits`."""
     offsets, ids = lists
+    if torch.compiler.is_compiling():
+        return torch.ops.spct_triton.token_logits(*_op_head(head), offsets, ids)  # type: ignore[no-any-return] # torch.ops is untyped
     out = torch.empty(ids.numel(), dtype=torch.float32, device=ids.device)
     if ids.numel() == 0:
         return out
     ready = _prepare(head, None, None, 0.0)
     grid = (_tiles(ids.numel(), ready.common["BLOCK_V"]),)
+    num_rows, *sizes = ready.sizes
     _token_logits_kernel[grid](
-        ready.parts, ready.scale, ready.weight, offsets, ids, out, ready.num_rows, ids.numel(), ready.vocabulary,
-        ready.weight_stride, ready.softcap or 1.0, HAS_SOFTCAP=ready.softcap is not None, **ready.common,
+        *ready.operands, offsets, ids, out, num_rows, ids.numel(), *sizes, ready.softcap or 1.0, **ready.common
     )  # fmt: skip
     return out
+
+
+def _op_head(head: Head) -> tuple[Tensor, Tensor, float, Tensor, int, float | None]:
+    """A head as the custom ops take it: tensors and numbers."""
+    hidden, norm_weight, norm_eps, lm_head, softcap = head
+    weight = lm_head.panels if isinstance(lm_head, PackedLinear) else lm_head
+    return hidden, norm_weight, norm_eps, weight, lm_head.shape[0], softcap
 
 
 def _prepare(head: Head, draw: Draw | None, meta_weight: Tensor | None, meta_bias: float) -> _PreparedHead:
@@ -160,6 +179,7 @@ def _prepare(head: Head, draw: Draw | None, meta_weight: Tensor | None, meta_bia
     common = head_options(weight.dtype, device) | {
         "WIDTH": width,
         "PARTS": parts.shape[0],
+        "HAS_SOFTCAP": softcap is not None,
         "PANEL": weight.shape[2] if weight.dim() == 3 and weight.shape[2] > 1 else 0,
     }
     return _PreparedHead(

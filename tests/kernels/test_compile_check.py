@@ -39,10 +39,13 @@ def test_every_launched_kernel_has_rows_for_all_targets_and_the_routine_check_co
         "    for target in c.TARGETS: assert set(one.on(target)[1]) >= {'num_warps', 'enable_fp_fusion'}, one.name\n"
         "names = [(one.kernel_name, one.name) for one in found]\n"
         "assert len(set(names)) == len(names), names\n"
-        "rows = [(index, target) for index in range(len(found)) for target in c.TARGETS]\n"
+        "rows = [(index, target) for index, one in enumerate(found) for target in one.targets]\n"
         "chosen = c.covering(rows, found)\n"
         "types = lambda some: sorted({(found[i].kernel_name, *f) for i, t in some for f in found[i].features(t)})\n"
         "assert types(chosen) == types(rows)\n"
+        "for kernel in c.PAIRED:\n"
+        "    some = lambda which: {f for i, t in which if found[i].kernel_name == kernel for f in c.covered(found[i], t)}\n"
+        "    assert some(chosen) == some(rows) and any(len(f) == 5 for f in some(rows)), kernel\n"
         "print(json.dumps([names, len(rows), [(found[i].kernel_name, t) for i, t in chosen]]))"
     )
     done = run_tool("-c", script)
@@ -55,6 +58,23 @@ def test_every_launched_kernel_has_rows_for_all_targets_and_the_routine_check_co
     assert len(chosen) <= 150 < num_rows
     for kernel in launched:
         assert len({target for name, target in chosen if name == kernel}) == 5, kernel
+
+
+def test_constants_that_are_on_or_off_are_covered_in_pairs():
+    script = (
+        "import dataclasses\n"
+        "from spct_kernels import compile_check as c\n"
+        "base = next(one for one in c.all_specialisations() if one.kernel_name == 'attention' and one.mma)\n"
+        "def row(fold, guard):\n"
+        "    constants = {**base.constexprs, 'FOLD': fold, 'GUARD': guard}\n"
+        "    return dataclasses.replace(base, name=f'{fold} {guard}', constexprs=constants, per_target={})\n"
+        "rows = [row(fold, guard) for fold in (False, True) for guard in (False, True)]\n"
+        "print(len(c.covering([(i, 'sm_90') for i in range(4)], rows)), end=' ')\n"
+        "c.PAIRED = frozenset()\n"
+        "print(len(c.covering([(i, 'sm_90') for i in range(4)], rows)))"
+    )
+    done = run_tool("-c", script)
+    assert done.stdout.split() == ["4", "2"], done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("arguments", [("--kernel", "mark"), ("--kernel", "final_norm", "--only", "embedded", "--target", "sm_90")])
