@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from spct.errors import BackendError, CapacityError, CheckpointError, ConfigError, InputError, SpctError
+from spct.ranking import Ranking
 from spct.types import Generation, Judgement, Sample, SamplingParams, ScoreRequest, Timings, Turn, Usage, VotingParams
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = [
     "Generation",
     "InputError",
     "Judgement",
+    "Ranking",
     "Sample",
     "SamplingParams",
     "ScoreRequest",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import itertools
 import os
 import types
@@ -16,9 +17,10 @@ from torch import Tensor
 from spct import checkpoint
 from spct.assembly import Assembly, assemble
 from spct.config import EngineConfig
-from spct.errors import BackendError, InputError, SpctError
-from spct.judging import Judging, PendingRequest
+from spct.errors import BackendError, SpctError
+from spct.judging import Judging, PendingRequest, request_from, request_from_mapping
 from spct.prompting import JudgePrompt
+from spct.ranking import MAX_TOGETHER, Ranking, RankPlan, combine, rank_stream
 from spct.runner.loop import StepLoop
 from spct.scheduling.scheduler import SchedulerStats
 from spct.scheduling.sequence import Group
@@ -73,7 +75,7 @@ class Engine:
 
         Raises: InputError or CapacityError if the request is malformed or can never fit; BackendError if a step failed.
         """
-        request = _request(query, responses, reference, principles)
+        request = request_from(query, responses, reference, principles)
         pending = self._submit(request, sampling, voting, 0)
         try:
             self._loop.drive_until(pending.group)
@@ -115,7 +117,7 @@ class Engine:
 
         Raises: as `score`.
         """
-        request = _request(query, responses, reference, principles)
+        request = request_from(query, responses, reference, principles)
         pending = await asyncio.to_thread(self._prepare, request, sampling, voting, 0)
         try:
             await _run_in_thread_of(self._loop, pending.group)
@@ -126,6 +128,74 @@ class Engine:
         finally:
             self._cancel(pending)
         return await asyncio.to_thread(self._judging.finish, pending)
+
+    def rank(
+        self,
+        query: str | ScoreRequest | Sequence[Turn | Mapping[str, str]],
+        responses: Sequence[str] | None = None,
+        *,
+        reference: str | None = None,
+        principles: str | Sequence[str] | None = None,
+        votes: int | None = None,
+        group_size: int = MAX_TOGETHER,
+        sampling: SamplingParams | None = None,
+        voting: VotingParams | None = None,
+    ) -> Ranking:
+        """Best of n: orders any number of responses, with `votes` samples on each (None: `sampling.samples`).
+
+        group_size  responses shown together at most; more are dealt into groups (`spct.ranking`), and 1 shows every response alone
+
+        Raises: as `score`; ConfigError if a majority would have to be counted over several groups.
+        """
+        request = request_from(query, responses, reference, principles)
+        ranking = next(self.rank_batch([request], votes=votes, group_size=group_size, sampling=sampling, voting=voting))
+        if ranking.error is not None:
+            raise ranking.error
+        return ranking
+
+    def rank_batch(
+        self,
+        requests: Iterable[ScoreRequest | Mapping[str, Any]],
+        *,
+        votes: int | None = None,
+        group_size: int = MAX_TOGETHER,
+        sampling: SamplingParams | None = None,
+        voting: VotingParams | None = None,
+    ) -> Iterator[Ranking]:
+        """`rank` for a stream of requests, in one continuous batch; yields as `score_batch` does.
+
+        Raises: ConfigError at once for parameters that no request could meet.
+        """
+        plan = self._rank_plan(votes, group_size, sampling, voting)
+        return rank_stream(
+            requests,
+            plan,
+            lambda item: item if isinstance(item, ScoreRequest) else request_from_mapping(item),
+            lambda parts: self.score_batch(parts, sampling=plan.sampling, voting=plan.voting),
+        )
+
+    async def rank_async(
+        self,
+        query: str | ScoreRequest | Sequence[Turn | Mapping[str, str]],
+        responses: Sequence[str] | None = None,
+        *,
+        reference: str | None = None,
+        principles: str | Sequence[str] | None = None,
+        votes: int | None = None,
+        group_size: int = MAX_TOGETHER,
+        sampling: SamplingParams | None = None,
+        voting: VotingParams | None = None,
+    ) -> Ranking:
+        """`rank` for event loops, as `score_async` is to `score`. Raises: as `rank`."""
+        request = request_from(query, responses, reference, principles)
+        plan = self._rank_plan(votes, group_size, sampling, voting)
+        parts = await asyncio.to_thread(plan.divide, request)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(self.score_async(part.request, sampling=plan.sampling, voting=plan.voting)) for part in parts]
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        return combine(request, parts, [task.result() for task in running])
 
     def generate(self, token_ids: Sequence[int], sampling: SamplingParams | None = None) -> list[Generation]:
         """Raw samples of one prompt, in the order of their index.
@@ -213,7 +283,7 @@ class Engine:
                         break
                     index += 1
                     try:
-                        request = item if isinstance(item, ScoreRequest) else _from_mapping(item)
+                        request = item if isinstance(item, ScoreRequest) else request_from_mapping(item)
                         in_flight.append(self._submit(request, sampling, voting, index - 1))
                     except SpctError as error:
                         yield self._judging.refused(item, index - 1, error)
@@ -262,6 +332,12 @@ class Engine:
         """Two batches of samples ahead keep every step full while the oldest requests run out."""
         return sum(p.group.num_unfinished for p in in_flight) < 2 * self.config.max_batch
 
+    def _rank_plan(self, votes: int | None, group_size: int, sampling: SamplingParams | None, voting: VotingParams | None) -> RankPlan:
+        sampling, voting = sampling or SamplingParams(), voting or VotingParams()
+        sampling = sampling if votes is None else dataclasses.replace(sampling, samples=votes)
+        self._judging.check(voting)
+        return RankPlan(sampling, voting, group_size, lambda request: self._judging.check_request(request, sampling))
+
     def _prepare(self, request: ScoreRequest, sampling: SamplingParams | None, voting: VotingParams | None, index: int) -> PendingRequest:
         self._check_open()
         return self._judging.prepare(request, sampling or SamplingParams(), voting or VotingParams(), index, next(self._arrivals))
@@ -297,31 +373,3 @@ def _resolve(future: concurrent.futures.Future[None]) -> None:
     # A cancelled waiter has cancelled the future already; setting a result then would raise.
     if future.set_running_or_notify_cancel():
         future.set_result(None)
-
-
-def _request(
-    query: str | ScoreRequest | Sequence[Turn | Mapping[str, str]],
-    responses: Sequence[str] | None,
-    reference: str | None,
-    principles: str | Sequence[str] | None,
-) -> ScoreRequest:
-    if isinstance(query, ScoreRequest):
-        if responses is not None or reference is not None or principles is not None:
-            raise InputError("a ScoreRequest carries its own responses, reference and principles; pass it alone")
-        return query
-    if responses is None:
-        raise InputError("responses: expected a list of strings, got nothing")
-    return ScoreRequest(query=query, responses=responses, reference=reference, principles=principles)
-
-
-def _from_mapping(item: Any) -> ScoreRequest:
-    if not isinstance(item, Mapping):
-        raise InputError(f"expected a ScoreRequest or a mapping of its fields, got {type(item).__name__}")
-    known = ScoreRequest.__dataclass_fields__
-    unknown = sorted(str(k) for k in item if k not in known)
-    if unknown:
-        raise InputError(f"unknown field {unknown[0]!r}; known fields: {', '.join(known)}")
-    missing = [name for name in ("query", "responses") if name not in item]
-    if missing:
-        raise InputError(f"{missing[0]}: required, but missing")
-    return ScoreRequest(**item)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -17,7 +17,7 @@ from spct.assembly import Assembly
 from spct.config import EngineConfig
 from spct.errors import BackendError, InputError, SpctError
 from spct.scheduling.sequence import Group, Sequence
-from spct.types import Generation, Judgement, Sample, SamplingParams, ScoreRequest, Timings, Usage, VotingParams
+from spct.types import Generation, Judgement, Sample, SamplingParams, ScoreRequest, Timings, Turn, Usage, VotingParams
 from spct.voting import (
     ScoreRead,
     SoftReader,
@@ -98,6 +98,12 @@ class Judging:
         for i, order in enumerate(shown):
             group.add(self._sequence(group, i, prompts[order], sample_seed(seed, content, i), arrival))
         return PendingRequest(request, voting, group, shown, index, meta_prompts)
+
+    def check_request(self, request: ScoreRequest, sampling: SamplingParams) -> None:
+        """Refuses a request that could never be judged, without preparing its samples. Raises: InputError, CapacityError."""
+        self._limits.check_samples(sampling.samples if request.samples is None else request.samples)
+        prompt = self._prompt.encode(request, max_tokens=self._limits.max_context)
+        self._limits.check_fits(len(prompt), sampling.max_tokens)
 
     def begin_reading(self, pending: PendingRequest, arrival: int) -> Group | None:
         """The group in which a separate meta model reads the samples of a finished group, made at the first call.
@@ -251,6 +257,36 @@ class Judging:
         if self._model.decoder.head.pooling == "mean":
             return _mean(sequence.meta_logits)
         return sequence.meta_logits[-1]
+
+
+def request_from(
+    query: str | ScoreRequest | SequenceOf[Turn | Mapping[str, str]],
+    responses: SequenceOf[str] | None,
+    reference: str | None,
+    principles: str | SequenceOf[str] | None,
+) -> ScoreRequest:
+    """The request of a call's arguments. Raises: InputError if they contradict each other or are no request."""
+    if isinstance(query, ScoreRequest):
+        if responses is not None or reference is not None or principles is not None:
+            raise InputError("a ScoreRequest carries its own responses, reference and principles; pass it alone")
+        return query
+    if responses is None:
+        raise InputError("responses: expected a list of strings, got nothing")
+    return ScoreRequest(query=query, responses=responses, reference=reference, principles=principles)
+
+
+def request_from_mapping(item: Any) -> ScoreRequest:
+    """The request of a mapping of its fields. Raises: InputError if it is none."""
+    if not isinstance(item, Mapping):
+        raise InputError(f"expected a ScoreRequest or a mapping of its fields, got {type(item).__name__}")
+    known = ScoreRequest.__dataclass_fields__
+    unknown = sorted(str(k) for k in item if k not in known)
+    if unknown:
+        raise InputError(f"unknown field {unknown[0]!r}; known fields: {', '.join(known)}")
+    missing = [name for name in ("query", "responses") if name not in item]
+    if missing:
+        raise InputError(f"{missing[0]}: required, but missing")
+    return ScoreRequest(**item)
 
 
 def _raise_if_failed(group: Group) -> None:

@@ -26,13 +26,17 @@ ALLOWED = {
     "runner": {"scheduling", "cache", "models", "spct_kernels"},
     "meta": BELOW_ENGINE,
     "assembly": BELOW_ENGINE | {"meta"},
+    "ranking": {"voting"},
     "judging": BELOW_ENGINE | {"meta", "assembly"},
-    "engine": BELOW_ENGINE | {"meta", "assembly", "judging"},
+    "engine": BELOW_ENGINE | {"meta", "assembly", "judging", "ranking"},
     "training": BELOW_ENGINE | {"meta", "assembly", "engine"},
     "evaluation": BELOW_ENGINE | {"engine", "training"},
+    "baselines": BELOW_ENGINE | {"meta", "assembly", "engine", "training", "evaluation"},
+    "benchmark": BELOW_ENGINE | {"engine", "assembly"},
+    "conversion": {"checkpoint", "models"},
     "adapters": {"engine"},
-    "cli": BELOW_ENGINE | {"engine", "training", "evaluation", "assembly"},
-    "spct": {"engine"},
+    "cli": BELOW_ENGINE | {"engine", "training", "evaluation", "assembly", "ranking", "baselines", "benchmark", "conversion"},
+    "spct": {"engine", "ranking"},
 }
 WITHOUT_TORCH = {"prompting", "voting", "scheduling", "cache", "types", "config", "errors", "limits"}
 # Imported only where they are used: optional packages, and what a subcommand alone needs.

@@ -73,18 +73,44 @@ def read_rows(stream: Lines) -> Iterator[InputRow]:
 def parse_request(line: bytes) -> ScoreRequest:
     """The request that one line of JSON asks for.
 
-    Strict: UTF-8, no duplicate keys, no NaN, no number that a 64-bit type can't hold, no unknown field.
+    Strict: as `parse_value`, and no unknown field.
+    Raises: InputError saying what is wrong with the line.
+    """
+    return request_of(parse_value(line))
+
+
+def parse_value(line: bytes) -> object:
+    """The value of one line of JSON. Strict: UTF-8, no duplicate keys, no NaN, no number that a 64-bit type can't hold.
+
     Raises: InputError saying what is wrong with the line.
     """
     try:
-        value = _DECODER.decode(line.decode("utf-8"))
-        return _request(value)
+        value: object = _DECODER.decode(line.decode("utf-8"))
+        return value
     except UnicodeDecodeError as error:
         raise InputError(f"the row is not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"malformed JSON: {error.msg} at column {error.colno}; expected one object per line") from None
     except RecursionError:
         raise InputError("the row is nested too deeply; expected an object of strings and lists of strings") from None
+
+
+def request_of(value: object) -> ScoreRequest:
+    """The request of a row's value. Raises: InputError naming the field that is missing, unknown or malformed."""
+    if not isinstance(value, dict):
+        raise InputError(f"expected a JSON object per line, got {_json_kind(value)}")
+    unknown = [name for name in value if name not in _FIELDS]
+    if unknown:
+        raise InputError(f"unknown field {_shown(unknown[0])}; known fields: {', '.join(_FIELDS)}")
+    for name in ("query", "responses"):
+        if name not in value:
+            raise InputError(f"{name}: the field is missing; a row needs at least query and responses")
+    if not _valid_id(value.get("id")):
+        raise InputError(f"id: expected a string or a 64-bit integer, got {_json_kind(value['id'])}")
+    for name in ("query", "principles"):
+        if isinstance(value.get(name), Mapping):
+            raise InputError(f"{name}: expected a string or a list, got an object")
+    return ScoreRequest(**value)
 
 
 def row_key(request: ScoreRequest, occurrence: int = 0) -> str:
@@ -106,23 +132,6 @@ def recover_id(line: bytes) -> RowId:
         return None
     value = found[0]
     return value if _valid_id(value) and (isinstance(value, str | int)) else None
-
-
-def _request(value: object) -> ScoreRequest:
-    if not isinstance(value, dict):
-        raise InputError(f"expected a JSON object per line, got {_json_kind(value)}")
-    unknown = [name for name in value if name not in _FIELDS]
-    if unknown:
-        raise InputError(f"unknown field {_shown(unknown[0])}; known fields: {', '.join(_FIELDS)}")
-    for name in ("query", "responses"):
-        if name not in value:
-            raise InputError(f"{name}: the field is missing; a row needs at least query and responses")
-    if not _valid_id(value.get("id")):
-        raise InputError(f"id: expected a string or a 64-bit integer, got {_json_kind(value['id'])}")
-    for name in ("query", "principles"):
-        if isinstance(value.get(name), Mapping):
-            raise InputError(f"{name}: expected a string or a list, got an object")
-    return ScoreRequest(**value)
 
 
 def _digest(request: ScoreRequest) -> bytes:

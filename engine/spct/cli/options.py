@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, _ArgumentGroup
 from typing import Any
 
 from spct.config import EngineConfig
@@ -22,11 +22,7 @@ def add_score_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--output", default="-", metavar="OUT.jsonl", help='judgements, one per line ("-", stdout)')
     add_model_arguments(parser)
     add_sampling_arguments(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument("--include", choices=["text"], help="put the text of every sample into the row")
-    group.add_argument("--resume", action="store_true", help="continue OUT: skip the rows that it holds")
-    group.add_argument("--retry-errors", action="store_true", help="with --resume: judge OUT's error rows again (implies --resume)")
-    group.add_argument("--overwrite", action="store_true", help="replace OUT")
+    group = add_output_arguments(parser)
     group.add_argument("--dry-run", action="store_true", help="check every row; print tokens, KV memory and time expected; judge nothing")
 
 
@@ -48,6 +44,16 @@ def add_info_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="embedded", metavar="MODEL", help='"embedded" (default), a folder, or a hub id')
     add_engine_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def add_output_arguments(parser: ArgumentParser, target: str = "OUT") -> _ArgumentGroup:
+    """What becomes of output that is there already, and what a row holds; returns the group, for flags of the command's own."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--include", choices=["text"], help="put the text of every sample into the row")
+    group.add_argument("--resume", action="store_true", help=f"continue {target}: skip the rows that it holds")
+    group.add_argument("--retry-errors", action="store_true", help=f"with --resume: judge {target}'s error rows again (implies --resume)")
+    group.add_argument("--overwrite", action="store_true", help=f"replace {target}")
+    return group
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:

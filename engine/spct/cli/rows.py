@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from spct.cli.jsonl import InputRow
 from spct.errors import SpctError
+from spct.ranking import Ranking
 from spct.types import Judgement, Sample
 
 # A message quotes what it refuses; a row of hostile input must not come back as a message of the same size.
@@ -38,6 +39,36 @@ def judgement_row(
             "samples": [_sample(sample, extra) for sample in judgement.samples],
             "usage": judgement.usage,
             "timings": judgement.timings,
+            "error": None,
+            "key": row.key,
+            "run": run,
+        }
+    )
+
+
+def ranking_row(row: InputRow, ranking: Ranking, run: Mapping[str, str], *, include_text: bool, include_expected: bool = False) -> bytes:
+    """The output row of a request that was ranked: a judgement's, with the ranking and the votes of each response.
+
+    Scores of a sample that was shown some of the responses are null for the others; its `order` names those that it was shown.
+    """
+    extra = (*(("expected",) if include_expected else ()), *(("text",) if include_text else ()))
+    count = len(ranking.rewards)
+    return msgspec.json.encode(
+        {
+            "id": row.id,
+            "status": "ok",
+            "ranking": ranking.ranking,
+            "rewards": ranking.rewards,
+            "best": ranking.best,
+            "num_votes": ranking.num_votes,
+            "stdev": ranking.stdev,
+            "samples": [
+                _in_whole(_sample(sample, extra), places, count)
+                for places, judgement in zip(ranking.parts, ranking.judgements, strict=True)
+                for sample in judgement.samples
+            ],
+            "usage": ranking.usage,
+            "timings": ranking.timings,
             "error": None,
             "key": row.key,
             "run": run,
@@ -101,3 +132,12 @@ def run_parts(fingerprints: Mapping[str, str], include: str | None) -> dict[str,
 
 def _sample(sample: Sample, extra: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(sample, name) for name in ("scores", "status", "kept", "meta_score", "order", "num_tokens", *extra)}
+
+
+def _in_whole(sample: dict[str, Any], places: Sequence[int], count: int) -> dict[str, Any]:
+    """A sample of a part, told in terms of all `count` responses; `places` are the part's."""
+    for name in ("scores", "expected"):
+        if sample.get(name) is not None:
+            known = dict(zip(places, sample[name], strict=True))
+            sample[name] = [known.get(i) for i in range(count)]
+    return {**sample, "order": [places[shown] for shown in sample["order"]]}

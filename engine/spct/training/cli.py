@@ -6,6 +6,7 @@ import argparse
 import importlib
 
 from spct.errors import ConfigError
+from spct.training.baseline_flags import add_baseline_arguments
 from spct.training.flags import add_rft_arguments, add_rl_arguments, add_sft_arguments
 from spct.training.meta_cli import add_meta_arguments
 
@@ -14,7 +15,10 @@ METHODS = {
     "rft": ("rejective fine-tuning: learn from those of its own samples that were right", add_rft_arguments),
     "rl": ("rule-based online reinforcement learning (GRPO)", add_rl_arguments),
     "meta": ("the meta RM: learn which samples of the judge to trust", add_meta_arguments),
+    "baseline": ("what a generative reward model is compared with: scalar, pairwise, and others", add_baseline_arguments),
 }
+# Bodies that lie in a layer above.
+ELSEWHERE = {"baseline": "spct.baselines.train_cli"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
     for name, (summary, add_flags) in METHODS.items():
         method = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False)
-        method.set_defaults(train=f"spct.training.{name}_cli")
+        method.set_defaults(train=ELSEWHERE.get(name, f"spct.training.{name}_cli"))
         add_flags(method)
 
 
