@@ -30,12 +30,12 @@ struct AttentionArgs {
   const int32_t* node_row_end;
   const int32_t* row_node;
   const int32_t* row_position;
-  void* out;   // [T, H, Dv] of q_dtype
+  void* out;   // [T, H, Dv] of out_dtype
   float* lse;  // [T, H]
   int64_t rows, nodes, heads, kv_heads, key_dim, value_dim;
   int64_t window;        // INT64_MAX: none
   float scale, softcap;  // softcap 0: none
-  DType q_dtype, kv_dtype;
+  DType q_dtype, kv_dtype, out_dtype;
 };
 
 }  // namespace spct

@@ -16,12 +16,18 @@ struct KeyRange {
   int begin, end;
 };
 
+/// The smallest range that holds both.
+SPCT_INLINE KeyRange join(KeyRange a, KeyRange b) {
+  return {a.begin < b.begin ? a.begin : b.begin, a.end > b.end ? a.end : b.end};
+}
+
 /// One tile to compute, for those of rows [begin, end) that see any of it and are the node's own if `own`.
 struct TileTask {
   int64_t node, position, begin, end;
   int length;     // keys that the path has in the tile
   KeyRange keys;  // those that some row sees
   bool own;
+  bool uniform;  // every row sees all of `keys`
 };
 
 struct Walk {
@@ -39,15 +45,17 @@ struct Walk {
             static_cast<int>(past < tile.length ? (past > 0 ? past : 0) : tile.length)};
   }
 
-  /// True if some row sees part of the tile; sets tile.keys.
+  /// True if some row sees part of the tile; sets tile.keys and tile.uniform.
   bool visible(TileTask& tile) const {
     tile.keys = {tile.length, 0};
+    KeyRange all{0, tile.length};
     for (int64_t row = tile.begin; row < tile.end; ++row) {
       const KeyRange keys = seen(tile, row);
-      if (keys.begin >= keys.end) continue;
-      if (keys.begin < tile.keys.begin) tile.keys.begin = keys.begin;
-      if (keys.end > tile.keys.end) tile.keys.end = keys.end;
+      if (keys.begin > all.begin) all.begin = keys.begin;
+      if (keys.end < all.end) all.end = keys.end;
+      if (keys.begin < keys.end) tile.keys = join(tile.keys, keys);
     }
+    tile.uniform = all.begin == tile.keys.begin && all.end == tile.keys.end;
     return tile.keys.begin < tile.keys.end;
   }
 
@@ -61,10 +69,10 @@ struct Walk {
       const int64_t start = args.node_start[node];
       const int64_t stop = start + args.node_offset[node + 1] - args.node_offset[node];
       for (int64_t t = start / tile_keys; t < stop / tile_keys; ++t) {
-        accept(TileTask{node, t * tile_keys, begin, end, tile_keys, {0, 0}, false});
+        accept(TileTask{node, t * tile_keys, begin, end, tile_keys, {0, 0}, false, false});
       }
       const int rest = static_cast<int>(stop % tile_keys);
-      if (rest != 0) accept(TileTask{node, stop - rest, begin, end, rest, {0, 0}, true});
+      if (rest != 0) accept(TileTask{node, stop - rest, begin, end, rest, {0, 0}, true, false});
     }
   }
 
@@ -81,9 +89,11 @@ struct Walk {
     }
   }
 
-  /// compute(first row, past the last, keys) for every run of neighbouring rows that see the same keys of the tile.
+  /// compute(first row, past the last) for every run of neighbouring rows that see something of the tile, of the same
+  /// keys if `equal`.
   template <class Compute>
-  void runs(const TileTask& tile, const Compute& compute) const {
+  void runs(const TileTask& tile, bool equal, const Compute& compute) const {
+    if (tile.uniform) return compute(tile.begin, tile.end);
     int64_t row = tile.begin;
     while (row < tile.end) {
       const KeyRange keys = seen(tile, row);
@@ -91,10 +101,10 @@ struct Walk {
       if (keys.begin < keys.end) {
         while (next < tile.end) {
           const KeyRange other = seen(tile, next);
-          if (other.begin != keys.begin || other.end != keys.end) break;
+          if (equal ? other.begin != keys.begin || other.end != keys.end : other.begin >= other.end) break;
           ++next;
         }
-        compute(row, next, keys);
+        compute(row, next);
       }
       row = next;
     }

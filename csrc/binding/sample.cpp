@@ -2,7 +2,7 @@
 
 #include <tuple>
 
-#include "binding/tensor.hpp"
+#include "binding/int8.hpp"
 
 namespace spct::binding {
 namespace {
@@ -35,32 +35,50 @@ TokenLists lists_of(const std::optional<Tensor>& offsets, const std::optional<Te
   return lists;
 }
 
-Head head_of(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head,
-             int64_t vocabulary, double softcap) {
-  check_dense(hidden, 2, "hidden");
+/// Where the LM head's numbers are: [V, E], packed panels [ceil(V/16), E, 16], or int8 panels with a scale and sums.
+void set_weight(Head& head, const Tensor& lm_head, const std::optional<Tensor>& scale,
+                const std::optional<Tensor>& sums) {
+  const int64_t depth = head.depth, vocabulary = head.vocabulary;
+  SPCT_CHECK(scale.has_value() == sums.has_value(), "lm_head: expected a scale and sums, or neither");
+  if (scale.has_value()) {
+    SPCT_CHECK(scale->numel() == vocabulary, "lm_head's scale: expected [", vocabulary, "], got ", scale->numel(),
+               " elements");
+    const Int8Tensors weight = int8_tensors(lm_head, *scale, *sums, depth, "lm_head");
+    head.weight = weight.panels;
+    head.weight_dtype = DType::kInt8;
+    head.packed = true;
+    head.scale = weight.scale;
+    head.sums = weight.sums;
+    return;
+  }
   check_dense(lm_head, lm_head.dim(), "lm_head");
-  const int64_t rows = hidden.size(0), depth = hidden.size(1);
-  check_rows(norm_weight, depth, "norm_weight");
-  SPCT_CHECK(vocabulary > 0, "vocabulary: expected at least one id, got ", vocabulary);
-  const bool packed = lm_head.dim() == 3;
-  if (packed) {
+  head.packed = lm_head.dim() == 3;
+  if (head.packed) {
     SPCT_CHECK(lm_head.size(0) == (vocabulary + 15) / 16 && lm_head.size(1) == depth && lm_head.size(2) == 16,
                "lm_head: expected [", (vocabulary + 15) / 16, ", ", depth, ", 16]");
   } else {
     SPCT_CHECK(lm_head.dim() == 2 && lm_head.size(0) == vocabulary && lm_head.size(1) == depth, "lm_head: expected [",
                vocabulary, ", ", depth, "]");
   }
+  head.weight = lm_head.const_data_ptr();
+  head.weight_dtype = float_dtype_of(lm_head, "lm_head");
+}
+
+Head head_of(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head,
+             int64_t vocabulary, double softcap, const std::optional<Tensor>& scale, const std::optional<Tensor>& sums) {
+  check_dense(hidden, 2, "hidden");
+  const int64_t rows = hidden.size(0), depth = hidden.size(1);
+  check_rows(norm_weight, depth, "norm_weight");
+  SPCT_CHECK(vocabulary > 0, "vocabulary: expected at least one id, got ", vocabulary);
   Head head{};
   head.hidden = float_data(hidden, "hidden");
   head.norm_weight = float_data(norm_weight, "norm_weight");
-  head.weight = lm_head.const_data_ptr();
-  head.weight_dtype = float_dtype_of(lm_head, "lm_head");
-  head.packed = packed;
   head.rows = rows;
   head.depth = depth;
   head.vocabulary = vocabulary;
   head.norm_eps = static_cast<float>(norm_eps);
   head.softcap = static_cast<float>(softcap);
+  set_weight(head, lm_head, scale, sums);
   return head;
 }
 
@@ -85,9 +103,9 @@ std::tuple<Tensor, Tensor, Tensor> fused_sample_op(
     double softcap, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p,
     const Tensor& seed, const Tensor& position, std::optional<Tensor> meta_weight, double meta_bias,
     std::optional<Tensor> allowed_offsets, std::optional<Tensor> allowed_ids, std::optional<Tensor> banned_offsets,
-    std::optional<Tensor> banned_ids) {
+    std::optional<Tensor> banned_ids, std::optional<Tensor> lm_head_scale, std::optional<Tensor> lm_head_sums) {
   HeadSampleArgs args{};
-  args.head = head_of(hidden, norm_weight, norm_eps, lm_head, vocabulary, softcap);
+  args.head = head_of(hidden, norm_weight, norm_eps, lm_head, vocabulary, softcap, lm_head_scale, lm_head_sums);
   const int64_t rows = args.head.rows;
   args.params = params_of(rows, temperature, top_k, top_p, min_p, seed, position);
   args.allowed = lists_of(allowed_offsets, allowed_ids, rows, vocabulary, "allowed");
@@ -108,9 +126,10 @@ std::tuple<Tensor, Tensor, Tensor> fused_sample_op(
 }
 
 Tensor token_logits_op(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head,
-                       int64_t vocabulary, double softcap, const Tensor& offsets, const Tensor& token_ids) {
+                       int64_t vocabulary, double softcap, const Tensor& offsets, const Tensor& token_ids,
+                       std::optional<Tensor> lm_head_scale, std::optional<Tensor> lm_head_sums) {
   TokenLogitsArgs args{};
-  args.head = head_of(hidden, norm_weight, norm_eps, lm_head, vocabulary, softcap);
+  args.head = head_of(hidden, norm_weight, norm_eps, lm_head, vocabulary, softcap, lm_head_scale, lm_head_sums);
   args.lists = lists_of(offsets, token_ids, args.head.rows, vocabulary, "token_ids");
   Tensor out = torch::stable::new_empty(hidden, {token_ids.numel()});
   args.out = static_cast<float*>(out.mutable_data_ptr());
@@ -137,11 +156,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(spct, m) {
       "fused_sample(Tensor hidden, Tensor norm_weight, float norm_eps, Tensor lm_head, int vocabulary, float softcap, "
       "Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seed, Tensor position, Tensor? "
       "meta_weight, "
-      "float meta_bias, Tensor? allowed_offsets, Tensor? allowed_ids, Tensor? banned_offsets, Tensor? banned_ids) "
-      "-> (Tensor, Tensor, Tensor)");
+      "float meta_bias, Tensor? allowed_offsets, Tensor? allowed_ids, Tensor? banned_offsets, Tensor? banned_ids, "
+      "Tensor? lm_head_scale=None, Tensor? lm_head_sums=None) -> (Tensor, Tensor, Tensor)");
   m.def(
       "token_logits(Tensor hidden, Tensor norm_weight, float norm_eps, Tensor lm_head, int vocabulary, float softcap, "
-      "Tensor offsets, Tensor token_ids) -> Tensor");
+      "Tensor offsets, Tensor token_ids, Tensor? lm_head_scale=None, Tensor? lm_head_sums=None) -> Tensor");
   m.def("random_bits(Tensor seed, Tensor position, int num_ids) -> Tensor");
 }
 

@@ -33,8 +33,8 @@ struct GatedActivationArgs {
   DType dtype;
 };
 
-/// See `spct_kernels.rope_append`. qkv [rows, (H+2K)*D] and q [rows, H, D] of `dtype`; caches [slots, K, D] of
-/// `cache_dtype` with unit stride in their last dimension only; norms [D] or null.
+/// See `spct_kernels.rope_append`. qkv [rows, (H+2K)*D] of `dtype`; q [rows, H, D] of `q_dtype`; caches [slots, K, D]
+/// of `cache_dtype` with unit stride in their last dimension only; norms [D] or null.
 struct RopeAppendArgs {
   const void* qkv;
   const float* cos;
@@ -48,7 +48,7 @@ struct RopeAppendArgs {
   int64_t rows, num_heads, num_kv_heads, head_dim, rotary_pairs;
   int64_t k_slot_stride, k_head_stride, v_slot_stride, v_head_stride;
   float norm_eps;
-  DType dtype, cache_dtype;
+  DType dtype, cache_dtype, q_dtype;
 };
 
 }  // namespace spct

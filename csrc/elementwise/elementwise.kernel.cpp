@@ -90,34 +90,43 @@ SPCT_INLINE void rotate_head(const From* from, To* to, const float* norm, const 
   });
 }
 
+/// A row's queries, turned, into q.
+template <class T, class Q>
+SPCT_INLINE void turn_queries(const RopeAppendArgs& args, int64_t row, const T* in, const float* cos, const float* sin,
+                              float* head) {
+  const int64_t dim = args.head_dim;
+  Q* q = static_cast<Q*>(args.q) + row * args.num_heads * dim;
+  for (int64_t h = 0; h < args.num_heads; ++h) {
+    rotate_head(in + h * dim, q + h * dim, args.q_norm, cos, sin, args, head);
+  }
+}
+
+/// A row's keys, turned, and its values, into their slot.
 template <class T, class C>
-void rope_append_rows(const RopeAppendArgs& args, int64_t begin, int64_t end) {
+SPCT_INLINE void append_row(const RopeAppendArgs& args, int64_t row, const T* in, const float* cos, const float* sin,
+                            float* head) {
   const int64_t dim = args.head_dim, heads = args.num_heads, kv_heads = args.num_kv_heads;
-  float* head = scratch<float>(Scratch::kRowState, static_cast<size_t>(dim) + kWidth);
-  for (int64_t row = begin; row < end; ++row) {
-    const T* in = static_cast<const T*>(args.qkv) + row * (heads + 2 * kv_heads) * dim;
-    T* q = static_cast<T*>(args.q) + row * heads * dim;
-    const float* cos = args.cos + row * args.rotary_pairs;
-    const float* sin = args.sin + row * args.rotary_pairs;
-    for (int64_t h = 0; h < heads; ++h) {
-      rotate_head(in + h * dim, q + h * dim, args.q_norm, cos, sin, args, head);
-    }
-    C* k = static_cast<C*>(args.k_cache) + args.slots[row] * args.k_slot_stride;
-    C* v = static_cast<C*>(args.v_cache) + args.slots[row] * args.v_slot_stride;
-    for (int64_t h = 0; h < kv_heads; ++h) {
-      const T* key = in + (heads + h) * dim;
-      const T* value = in + (heads + kv_heads + h) * dim;
-      rotate_head(key, k + h * args.k_head_stride, args.k_norm, cos, sin, args, head);
-      for_vectors(dim, [&](int64_t i, int count) {
-        store_some(v + h * args.v_head_stride + i, load_some(value + i, count), count);
-      });
-    }
+  C* k = static_cast<C*>(args.k_cache) + args.slots[row] * args.k_slot_stride;
+  C* v = static_cast<C*>(args.v_cache) + args.slots[row] * args.v_slot_stride;
+  for (int64_t h = 0; h < kv_heads; ++h) {
+    const T* value = in + (heads + kv_heads + h) * dim;
+    rotate_head(in + (heads + h) * dim, k + h * args.k_head_stride, args.k_norm, cos, sin, args, head);
+    for_vectors(dim, [&](int64_t i, int count) {
+      store_some(v + h * args.v_head_stride + i, load_some(value + i, count), count);
+    });
   }
 }
 
 template <class T>
-void rope_append_cache(const RopeAppendArgs& args, int64_t begin, int64_t end) {
-  SPCT_FLOAT_DTYPES(args.cache_dtype, return rope_append_rows<T, Scalar>(args, begin, end))
+void rope_append_rows(const RopeAppendArgs& args, int64_t begin, int64_t end) {
+  float* head = scratch<float>(Scratch::kRowState, static_cast<size_t>(args.head_dim) + kWidth);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* in = static_cast<const T*>(args.qkv) + row * (args.num_heads + 2 * args.num_kv_heads) * args.head_dim;
+    const float* cos = args.cos + row * args.rotary_pairs;
+    const float* sin = args.sin + row * args.rotary_pairs;
+    SPCT_FLOAT_DTYPES(args.q_dtype, turn_queries<T, Scalar>(args, row, in, cos, sin, head))
+    SPCT_FLOAT_DTYPES(args.cache_dtype, append_row<T, Scalar>(args, row, in, cos, sin, head))
+  }
 }
 
 template <class T>
@@ -144,7 +153,7 @@ void gated_activation(const GatedActivationArgs& args) {
 void rope_append(const RopeAppendArgs& args) {
   const int64_t width = (args.num_heads + 2 * args.num_kv_heads) * args.head_dim;
   parallel_for(0, args.rows, row_grain(width), [&](int64_t begin, int64_t end) {
-    SPCT_FLOAT_DTYPES(args.dtype, rope_append_cache<Scalar>(args, begin, end))
+    SPCT_FLOAT_DTYPES(args.dtype, rope_append_rows<Scalar>(args, begin, end))
   });
 }
 

@@ -3,33 +3,19 @@
 #include "common/parallel.hpp"
 #include "common/scratch.hpp"
 #include "linear/gemm.hpp"
+#include "linear/store.hpp"
 
 SPCT_BEGIN_LEVEL
 namespace {
 
 // A task is a block of rows (packed rows that stay in L2: 192 * 1,024 inputs = 768 KiB) times four panels.
 constexpr int64_t kBlockTiles = 16;
-// From this many row tiles on, 16-bit panels are converted once for all of them.
+// From this many row tiles on, narrower panels are converted once for all of them.
 constexpr int64_t kWideningTiles = 3;
 // Below this many multiplications, waking another thread costs more than it saves.
 constexpr int64_t kSerialProducts = 1 << 16;
 
-template <class T>
-void store_rows(const LinearArgs& args, const float* tile, int64_t begin, int64_t end, int64_t first_output) {
-  constexpr int64_t tile_row = kMaxPanels * kPanel;
-  const int64_t width = args.outputs - first_output < tile_row ? args.outputs - first_output : tile_row;
-  for (int64_t row = begin; row < end; ++row) {
-    T* out = static_cast<T*>(args.out) + row * args.outputs + first_output;
-    const float* from = tile + (row - begin) * tile_row;
-    for_vectors(width, [&](int64_t i, int count) {
-      vf y = load(from + i);
-      if (args.bias != nullptr) y = y + load_some(args.bias + first_output + i, count);
-      store_some(out + i, y, count);
-    });
-  }
-}
-
-/// Panels in fp32: for the sake of several row tiles, 16-bit weights are converted once rather than by each of them.
+/// Panels in fp32: for the sake of several row tiles, narrower weights are converted once rather than by each of them.
 template <class W>
 const float* widen(const W* panels, int64_t length) {
   float* wide = scratch<float>(Scratch::kPanel, static_cast<size_t>(length));
@@ -50,14 +36,15 @@ void run(const LinearArgs& args) {
   const int64_t groups = (num_panels + kMaxPanels - 1) / kMaxPanels;
   const int64_t blocks = (tiles + kBlockTiles - 1) / kBlockTiles;
   const auto task = [&](int64_t index) {
-    alignas(64) float products[kMaxRows * kMaxPanels * kPanel];
+    alignas(64) float products[kMaxRows * kTileRow];
     const int64_t block = index / groups, panel = index % groups * kMaxPanels;
     const int64_t count = num_panels - panel < kMaxPanels ? num_panels - panel : kMaxPanels;
     const int64_t last = (block + 1) * kBlockTiles < tiles ? (block + 1) * kBlockTiles : tiles;
     const auto multiply = [&](const auto* panels) {
       for (int64_t tile = block * kBlockTiles; tile < last; ++tile) {
-        multiply_tile_panels(packed, rows, tile, depth, panels, count, products, kMaxPanels * kPanel);
-        store_rows<T>(args, products, tile_begin(rows, tile), tile_begin(rows, tile + 1), panel * kPanel);
+        multiply_tile_panels(packed, rows, tile, depth, panels, count, products, kTileRow);
+        store_rows<T>(products, tile_begin(rows, tile), tile_begin(rows, tile + 1), panel * kPanel, args.outputs,
+                      args.scale, args.bias, args.out);
       }
     };
     const W* panels = weight + panel * depth * kPanel;
@@ -76,6 +63,7 @@ void run(const LinearArgs& args) {
 
 template <class T>
 void run_weight(const LinearArgs& args) {
+  if (args.weight_dtype == DType::kInt8) return run<T, int8_t>(args);
   SPCT_FLOAT_DTYPES(args.weight_dtype, run<T, Scalar>(args))
 }
 

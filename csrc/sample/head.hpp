@@ -6,13 +6,16 @@
 
 namespace spct {
 
-/// The final norm and the LM head of `rows` rows. weight is [vocabulary, depth], or packed as in linear/gemm.hpp.
+/// The final norm and the LM head of `rows` rows. weight is [vocabulary, depth], or packed as in linear/gemm.hpp; int8 is
+/// packed as in linear/int8.hpp, and the normed rows are quantised for it.
 struct Head {
   const float* hidden;       // [rows, depth]
   const float* norm_weight;  // [depth]
   const void* weight;
   DType weight_dtype;
   bool packed;
+  const float* scale;   // [vocabulary], for int8
+  const int32_t* sums;  // [ceil(vocabulary/16) * 16], for int8
   int64_t rows, depth, vocabulary;
   float norm_eps;
   float softcap;  // 0: none

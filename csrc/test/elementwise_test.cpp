@@ -166,7 +166,7 @@ void test_rope_append(Random& random, const std::string& what) {
   const DType cache_dtype = any_float(random);
   const Cache k(random, cache_dtype, num_slots, rope.kv_heads, rope.dim),
       v(random, cache_dtype, num_slots, rope.kv_heads, rope.dim);
-  Array q(rope.qkv.dtype(), rope.rows * rope.heads * rope.dim);
+  Array q(any_float(random), rope.rows * rope.heads * rope.dim);
   Plain<int32_t> slots(rope.rows);
   std::vector<int32_t> free(static_cast<size_t>(num_slots));
   for (int64_t i = 0; i < num_slots; ++i) free[static_cast<size_t>(i)] = static_cast<int32_t>(i);
@@ -195,6 +195,7 @@ void test_rope_append(Random& random, const std::string& what) {
   args.v_head_stride = v.head_stride;
   args.norm_eps = static_cast<float>(rope.eps);
   args.dtype = rope.qkv.dtype();
+  args.q_dtype = q.dtype();
   args.cache_dtype = cache_dtype;
   rope_append(args);
   std::vector<bool> k_written(static_cast<size_t>(k.data.count())), v_written(static_cast<size_t>(v.data.count()));

@@ -16,6 +16,7 @@ from spct.limits import PAGE_SIZE, Limits, plan_limits
 from spct.meta import MetaModel, load_meta_model
 from spct.models.kv import KVCache, bytes_per_slot
 from spct.prompting import JudgePrompt
+from spct.runner.graphs import GraphedRunner
 from spct.runner.runner import ModelRunner
 from spct.scheduling.scheduler import Scheduler
 from spct_kernels.dispatch import resolve
@@ -53,6 +54,7 @@ def assemble(model: str, config: EngineConfig) -> Assembly:
         adapter=config.adapter,
         device=device,
         backend=config.backend,
+        deterministic=config.deterministic,
     )
     prompt = JudgePrompt(loaded.folder, template=config.template, chat_template_kwargs=config.chat_template_kwargs)
     kv_dtype = loaded.dtypes.kv if config.kv_dtype == "auto" else getattr(torch, config.kv_dtype)
@@ -61,7 +63,8 @@ def assemble(model: str, config: EngineConfig) -> Assembly:
     scheduler = Scheduler(
         PrefixTree(PagePool(limits.num_pages, PAGE_SIZE)), max_batch=config.max_batch, max_prefill_tokens=config.max_prefill_tokens
     )
-    runner = ModelRunner(loaded.decoder, kv, backend=config.backend, deterministic=config.deterministic)
+    kind = GraphedRunner if config.cuda_graphs and device.type == "cuda" else ModelRunner
+    runner = kind(loaded.decoder, kv, backend=config.backend, deterministic=config.deterministic)
     meta = None if config.meta_model is None else load_meta_model(config.meta_model, config, device)
     return Assembly(loaded, prompt, scheduler, runner, limits, meta)
 

@@ -58,10 +58,12 @@ class EngineConfig:
     device         "auto" (CUDA if there is one, else CPU), "cpu", "cuda", "cuda:1"
     backend        "auto", or one of the kernels' backends: "cpu", "triton", "reference"
     dtype          storage of weights; "auto" keeps what the checkpoint stores where the device computes in it
-    weights        "auto" (as stored; never quantises) or a scheme of `spct_kernels.pack`
+    weights        "auto" (as stored; never quantises) or a scheme of `spct_kernels.pack`. "int8": on a CPU every matrix and the LM
+                   head in int8, multiplied with rows that are quantised too ("w8a8"); on a GPU weights alone, the head as stored
     kv_memory      bytes for keys and values, or a text such as "512MiB"; None: enough for `max_batch` full contexts,
                    at most a quarter of the memory that is free and 1 GiB (but always one full context)
-    kv_dtype       storage of keys and values; "auto": fp32 on a CPU, elsewhere the activations' dtype
+    kv_dtype       storage of keys and values; "auto": `dtype` where one is given, else fp32 on a CPU (bf16 under
+                   weights="int8"), elsewhere the activations' dtype
     max_context    tokens of prompt and sample together; None: what the checkpoint allows
     max_batch      sequences that run in one step
     max_samples    per request
@@ -70,6 +72,7 @@ class EngineConfig:
     chat_template_kwargs   handed to the checkpoint's chat template
     template       judge template: a name, a path, or None for the checkpoint's own, else "default"
     deterministic  True: a row's bits never depend on the batch
+    cuda_graphs    capture decode steps on a GPU as CUDA graphs; tested without a GPU only, hence off
     check_weights  refuse NaN and Inf in the checkpoint
     meta_model     a sequence-classification folder (or hub id) with one label that scores every sample, in the place of the
                    checkpoint's meta head; it gets KV memory of its own, as much as `kv_memory` says
@@ -92,6 +95,7 @@ class EngineConfig:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     template: str | None = None
     deterministic: bool = True
+    cuda_graphs: bool = False
     check_weights: bool = True
     meta_model: str | None = None
 
@@ -133,7 +137,7 @@ class EngineConfig:
 
 _TEXT = ("device", "backend", "dtype", "weights", "kv_dtype", "template", "kv_memory", "adapter", "meta_model")
 _INTEGERS = ("max_context", "max_batch", "max_samples", "max_prefill_tokens", "num_threads")
-_FLAGS = ("deterministic", "check_weights")
+_FLAGS = ("deterministic", "cuda_graphs", "check_weights")
 # Read by the kernels' C++ code (csrc), not by the engine.
 _KERNEL_VARIABLES = ("SPCT_CPU",)
 

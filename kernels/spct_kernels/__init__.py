@@ -10,7 +10,8 @@ from spct_kernels import sample_cases as _sample_cases  # noqa: F401 - registers
 from spct_kernels.attention import shared_prefix_attention
 from spct_kernels.elementwise import add_rms_norm, gated_activation, rms_norm, rope_append
 from spct_kernels.errors import BackendError, InputError, KernelError
-from spct_kernels.linear import PackedLinear, linear, pack
+from spct_kernels.linear import linear
+from spct_kernels.packed import PackedLinear, pack
 from spct_kernels.plan import AttentionPlan
 from spct_kernels.sample import SampleOutput, fused_sample, token_logits
 

@@ -29,6 +29,7 @@ def shared_prefix_attention(
     k_scale: Tensor | None = ...,
     v_scale: Tensor | None = ...,
     return_lse: Literal[False] = ...,
+    out_dtype: torch.dtype | None = ...,
     backend: str = ...,
 ) -> Tensor: ...
 @overload
@@ -44,6 +45,7 @@ def shared_prefix_attention(
     k_scale: Tensor | None = ...,
     v_scale: Tensor | None = ...,
     return_lse: Literal[True],
+    out_dtype: torch.dtype | None = ...,
     backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
 def shared_prefix_attention(
@@ -58,6 +60,7 @@ def shared_prefix_attention(
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
     return_lse: bool = False,
+    out_dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of every row over its path in the plan's tree: one rule for decode, extend and prefill.
@@ -71,9 +74,12 @@ def shared_prefix_attention(
     window                       a row sees positions p with row_position - p < window; None: all up to its own
     k_scale  [K] or [num_slots, K] fp32, or None   what stored keys are multiplied by; needed for int8
     v_scale  the same for values
-    returns  [T, H, Dv] in q's dtype, or (that, lse [T, H] fp32: natural log of the sum of e^score, -inf where nothing is seen)
+    out_dtype                    of the result; None: q's
+    returns  [T, H, Dv] in out_dtype, or (that, lse [T, H] fp32: natural log of the sum of e^score, -inf where nothing is seen)
 
-    A row that sees nothing gives zeros. Slots that no row sees may hold anything, NaN included.
+    A row that sees nothing gives zeros. Slots that no row sees may hold anything, NaN included. Arithmetic is fp32; where q and
+    the caches are bf16, products may take bf16 operands (q, k, v and the rounded e^(score - max)) with fp32 sums: the C++ kernels
+    do so at the CPU level avx512bf16.
     Cost: each node's keys and values read once for all rows below it; 2*H*(D+Dv) FLOPs per row and key seen. Invariant: a row's
     bits depend on its own path, position and values, and on the layer's shape; not on the other rows, the threads, how the path
     is cut into nodes, or in how many calls a prefill came.
@@ -83,10 +89,15 @@ def shared_prefix_attention(
     dims = {"T": plan.num_rows, "H": plan.num_heads, "K": plan.num_kv_heads, "D": plan.head_dim}
     bind(dims, q=(q, "T H D"), k_cache=(k_cache, "num_slots K D"), v_cache=(v_cache, "num_slots K Dv"))
     _check(q, k_cache, v_cache, plan, dims, window, softcap, (k_scale, v_scale))
+    if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
+        raise InputError(f"out_dtype: expected a floating-point dtype or None, got {out_dtype}")
+    out_dtype = q.dtype if out_dtype is None else out_dtype
     chosen = resolve(backend, q.device, q.dtype)
     if chosen == "reference":
+        # Queries as wide as the result, so that it is rounded once; the arithmetic is fp32 or fp64 either way.
+        wide = q.to(torch.promote_types(q.dtype, out_dtype))
         out, lse = shared_prefix_attention_reference(
-            q, k_cache, v_cache, plan, scale=scale, softcap=softcap, window=window, k_scale=k_scale, v_scale=v_scale
+            wide, k_cache, v_cache, plan, scale=scale, softcap=softcap, window=window, k_scale=k_scale, v_scale=v_scale
         )
     elif chosen == "triton":
         out, lse = triton_kernels("attention").shared_prefix_attention(
@@ -106,7 +117,9 @@ def shared_prefix_attention(
             window or 0,
             None if k_scale is None else k_scale.float().contiguous(),
             None if v_scale is None else v_scale.float().contiguous(),
+            out_dtype,
         )
+    out = out.to(out_dtype)
     return (out, lse) if return_lse else out
 
 

@@ -6,6 +6,7 @@ computes with plain torch after one warning. `SPCT_CPU` forces a lower CPU level
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import warnings
@@ -130,27 +131,24 @@ def _check_triton(device: torch.device, dtype: torch.dtype | None) -> None:
         raise BackendError("backend 'triton': expected fp32, bf16 or fp16, got float64; pass backend='reference', which takes it")
 
 
+_triton_modules: dict[str, Any] = {}
+
+
 def triton_kernels(name: str) -> Any:
-    """The module `spct_kernels.triton_{name}`, imported when it is first used: Triton is optional, and its import takes a second.
+    """The module `spct_kernels.triton_{name}`, imported when it is first used: Triton is optional, and its import takes a second."""
+    _load_triton(name)
+    return _triton_modules[name]
 
-    By import statements, which `torch.compile` follows, as it does not follow importlib.
-    """
-    if name == "attention":
-        from spct_kernels import triton_attention
 
-        return triton_attention
-    if name == "elementwise":
-        from spct_kernels import triton_elementwise
+def _load_triton(name: str) -> bool:
+    if name not in _triton_modules:
+        _triton_modules[name] = importlib.import_module(f"spct_kernels.triton_{name}")
+    return True
 
-        return triton_elementwise
-    if name == "linear":
-        from spct_kernels import triton_linear
 
-        return triton_linear
-    assert name == "sample", name
-    from spct_kernels import triton_sample
-
-    return triton_sample
+# torch.compile does not trace imports: it calls this one while it traces. What torch.compiler.assume_constant_result does, whose own
+# import takes seconds.
+_load_triton._dynamo_marked_constant = True  # type: ignore[attr-defined] # functions have no such attribute by themselves
 
 
 def has_cpu_kernels() -> bool:

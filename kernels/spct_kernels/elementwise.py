@@ -99,6 +99,7 @@ def rope_append(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     norm_eps: float = 1e-6,
+    q_dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Rotary positions and the append to the KV cache, in one pass over the fused projection.
@@ -110,7 +111,8 @@ def rope_append(
     k_cache  [num_slots, K, D] fp32, bf16 or fp16; written at `slots`
     v_cache  [num_slots, K, D] k_cache's dtype; written at `slots`
     q_norm   [D] or None       per-head RMS norm of the queries before the rotation (Qwen3); with it k_norm [D]
-    returns  [T, H, D]         the turned queries, qkv's dtype
+    q_dtype  of the queries that come back; None: qkv's
+    returns  [T, H, D]         the turned queries, rounded once to q_dtype
 
     Rotation: half-split, (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the halves of the first D_rot dimensions
     (Su et al. 2021, arXiv 2104.09864). Cost: qkv read once, the queries and T slots of both caches written once. Invariant: a
@@ -133,6 +135,9 @@ def rope_append(
     check_dtype("qkv", qkv, FLOAT_DTYPES)
     check_dtype("slots", slots, (torch.int32,))
     check_dtype("v_cache", v_cache, (k_cache.dtype,))
+    q_dtype = qkv.dtype if q_dtype is None else q_dtype
+    if q_dtype not in FLOAT_DTYPES:
+        raise InputError(f"q_dtype: expected a floating-point dtype or None, got {q_dtype}")
     if (q_norm is None) != (k_norm is None):
         raise InputError("q_norm, k_norm: expected both or neither, got one")
     if q_norm is not None and k_norm is not None:
@@ -140,24 +145,16 @@ def rope_append(
     options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
     chosen = resolve(backend, qkv.device, qkv.dtype)
     if chosen == "reference":
-        return rope_append_reference(qkv, cos, sin, slots, k_cache, v_cache, **options, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps)
+        return rope_append_reference(
+            qkv, cos, sin, slots, k_cache, v_cache, **options, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps, q_dtype=q_dtype
+        )
     if q_norm is not None and k_norm is not None:
         q_norm, k_norm = q_norm.float().contiguous(), k_norm.float().contiguous()
-    append = triton_kernels("elementwise").rope_append if chosen == "triton" else cpu_ops().rope_append
-    return append(  # type: ignore[no-any-return] # both are found by name
-        qkv.contiguous(),
-        cos.float().contiguous(),
-        sin.float().contiguous(),
-        slots.contiguous(),
-        k_cache,
-        v_cache,
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        q_norm,
-        k_norm,
-        norm_eps,
-    )
+    arguments = (qkv.contiguous(), cos.float().contiguous(), sin.float().contiguous(), slots.contiguous(), k_cache, v_cache)
+    shape = (num_heads, num_kv_heads, head_dim, q_norm, k_norm, norm_eps)
+    if chosen == "triton":
+        return triton_kernels("elementwise").rope_append(*arguments, *shape).to(q_dtype)  # type: ignore[no-any-return] # imported by name
+    return cpu_ops().rope_append(*arguments, *shape, q_dtype)  # type: ignore[no-any-return] # torch.ops is untyped
 
 
 def _activations(rows: int, width: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -184,7 +181,7 @@ def _gated_case(rows: int, width: int, kind: str) -> Case:
     return Case(f"rows={rows} width={width} {kind}", build)
 
 
-def _rope_case(rows: int, heads: tuple[int, int, int], pairs: int, normed: bool) -> Case:
+def _rope_case(rows: int, heads: tuple[int, int, int], pairs: int, normed: bool, q_dtype: torch.dtype | None = None) -> Case:
     num_heads, num_kv_heads, head_dim = heads
 
     def build(dtype: torch.dtype, generator: torch.Generator) -> Inputs:
@@ -204,9 +201,17 @@ def _rope_case(rows: int, heads: tuple[int, int, int], pairs: int, normed: bool)
             "q_norm": norms[0],
             "k_norm": norms[1],
             "norm_eps": 1e-6,
+            "q_dtype": q_dtype,
         }
 
-    return Case(f"rows={rows} heads={heads} pairs={pairs}{' normed' if normed else ''}", build)
+    narrow = "" if q_dtype is None else f" {str(q_dtype).removeprefix('torch.')} queries"
+    return Case(f"rows={rows} heads={heads} pairs={pairs}{' normed' if normed else ''}{narrow}", build)
+
+
+def _wide_rope(inputs: Inputs) -> Inputs:
+    """Inputs of the fp64 oracle, whose queries are not rounded."""
+    wide = {name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value for name, value in inputs.items()}
+    return {**wide, "q_dtype": None}
 
 
 def _tensor_bytes(*tensors: Tensor) -> int:
@@ -253,8 +258,10 @@ register(
             _rope_case(33, (4, 4, 32), 5, True),
             _rope_case(0, (2, 1, 16), 8, False),
             _rope_case(5, (9, 3, 64), 32, True),
+            _rope_case(5, (9, 3, 64), 32, False, torch.bfloat16),
         ],
         lambda inputs: Cost(2 * _tensor_bytes(inputs["qkv"]) + _tensor_bytes(inputs["cos"], inputs["sin"]), 6 * inputs["qkv"].numel()),
         outputs=lambda inputs, result: (result, inputs["k_cache"], inputs["v_cache"]),
+        widen=_wide_rope,
     )
 )

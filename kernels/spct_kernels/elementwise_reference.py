@@ -64,6 +64,7 @@ def rope_append_reference(
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     norm_eps: float,
+    q_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Splits, norms, rotates, writes k and v into the caches; see `rope_append`."""
     heads = _wide(qkv).view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim)
@@ -73,4 +74,4 @@ def rope_append_reference(
     where = slots.long()
     k_cache[where] = _rotated(k, cos, sin).to(k_cache.dtype)
     v_cache[where] = v.to(v_cache.dtype)
-    return _rotated(q, cos, sin).to(qkv.dtype)
+    return _rotated(q, cos, sin).to(q_dtype or qkv.dtype)

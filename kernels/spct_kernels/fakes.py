@@ -33,8 +33,9 @@ def _rope_append(
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     norm_eps: float,
+    q_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return qkv.new_empty((qkv.shape[0], num_heads, head_dim))
+    return qkv.new_empty((qkv.shape[0], num_heads, head_dim), dtype=q_dtype or qkv.dtype)
 
 
 def _linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
@@ -54,9 +55,14 @@ def _shared_prefix_attention(
     window: int,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
+    out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    out = q.new_empty((q.shape[0], q.shape[1], v_cache.shape[2]))
+    out = q.new_empty((q.shape[0], q.shape[1], v_cache.shape[2]), dtype=out_dtype or q.dtype)
     return out, q.new_empty((q.shape[0], q.shape[1]), dtype=torch.float32)
+
+
+def _decoder_layer(delta: Tensor | None, residual: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(residual), torch.empty_like(residual)
 
 
 if has_cpu_kernels():
@@ -67,5 +73,6 @@ if has_cpu_kernels():
         ("rope_append", _rope_append),
         ("linear", _linear),
         ("shared_prefix_attention", _shared_prefix_attention),
+        ("decoder_layer", _decoder_layer),
     ):
         torch.library.register_fake(f"spct::{_name}", _fake)

@@ -51,6 +51,7 @@ class Op:
     backends   the backends that exist beside "reference"
     outputs    (inputs, result) -> the tensors to compare: those that the op writes in place belong to them
     widen      inputs -> the same with fp64 tensors, for the oracle
+    triton     False: it has no Triton kernel, so what measures those leaves it out
     """
 
     name: str
@@ -61,6 +62,7 @@ class Op:
     backends: tuple[str, ...] = ("cpu",)
     outputs: Callable[[Inputs, Any], tuple[Tensor, ...]] = _plain_outputs
     widen: Callable[[Inputs], Inputs] | None = None
+    triton: bool = True
 
 
 _ops: dict[str, Op] = {}

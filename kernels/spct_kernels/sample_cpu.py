@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spct_kernels.dispatch import cpu_ops, has_cpu_kernels
-from spct_kernels.linear import PackedLinear
+from spct_kernels.packed import PackedLinear
 from spct_kernels.sample_reference import Draw, Head, TokenLists
 
 
@@ -26,13 +26,14 @@ def fused_sample_cpu(
         float(meta_bias),
         *(allowed or (None, None)),
         *(banned or (None, None)),
+        *_int8_arguments(head),
     )
     return token, logprob, None if meta_weight is None else meta
 
 
 def token_logits_cpu(head: Head, lists: TokenLists) -> Tensor:
     """Logits of the listed ids; see `token_logits`."""
-    logits: Tensor = cpu_ops().token_logits(*_head_arguments(head), *lists)
+    logits: Tensor = cpu_ops().token_logits(*_head_arguments(head), *lists, *_int8_arguments(head))
     return logits
 
 
@@ -52,6 +53,12 @@ def _head_arguments(head: Head) -> tuple[Tensor, Tensor, float, Tensor, int, flo
         if weight.dtype == torch.float64:
             weight = weight.float()
     return _plain(hidden), _plain(norm_weight), float(norm_eps), weight, vocabulary, float(softcap or 0.0)
+
+
+def _int8_arguments(head: Head) -> tuple[Tensor | None, Tensor | None]:
+    """The scale and the sums of a head in int8, last of a C++ op's arguments."""
+    lm_head = head[3]
+    return (lm_head.scale, lm_head.sums) if isinstance(lm_head, PackedLinear) else (None, None)
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -78,6 +85,8 @@ def _fused_sample_fake(
     allowed_ids: Tensor | None,
     banned_offsets: Tensor | None,
     banned_ids: Tensor | None,
+    lm_head_scale: Tensor | None = None,
+    lm_head_sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes and dtypes alone, for torch's tracing."""
     rows = hidden.shape[0]
@@ -93,6 +102,8 @@ def _token_logits_fake(
     softcap: float,
     offsets: Tensor,
     token_ids: Tensor,
+    lm_head_scale: Tensor | None = None,
+    lm_head_sums: Tensor | None = None,
 ) -> Tensor:
     """Shapes and dtypes alone, for torch's tracing."""
     return hidden.new_empty(token_ids.shape[0])

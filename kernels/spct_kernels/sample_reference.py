@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spct_kernels.linear import PackedLinear
+from spct_kernels.linear import w8a8_reference
+from spct_kernels.packed import PackedLinear
 from spct_kernels.philox import gumbel, random_bits
 
 TOP_P_SLACK = 4e-7
@@ -69,7 +70,11 @@ def token_logits_reference(head: Head, lists: TokenLists) -> Tensor:
     offsets, ids = lists
     normed = final_norm_reference(hidden, norm_weight, norm_eps)
     owner = torch.repeat_interleave(torch.arange(normed.shape[0], device=ids.device), offsets[1:] - offsets[:-1])
-    raw = (normed.double()[owner] * _head_rows(lm_head, ids)).sum(dim=1)
+    if isinstance(lm_head, PackedLinear) and lm_head.scheme == "w8a8":
+        every = [w8a8_reference(normed[row : row + 1], lm_head, ids[owner == row])[0] for row in range(normed.shape[0])]
+        raw = torch.cat(every) if every else normed.new_empty(0)
+    else:
+        raw = (normed.double()[owner] * _head_rows(lm_head, ids)).sum(dim=1)
     return soft_cap_reference(raw.to(normed.dtype), softcap)
 
 
@@ -86,14 +91,20 @@ def final_norm_reference(hidden: Tensor, norm_weight: Tensor, norm_eps: float) -
 
 
 def head_logits_reference(normed: Tensor, lm_head: Tensor | PackedLinear) -> Tensor:
-    """Normed [T, E] times lm_head [V, E], [T, V] of normed's dtype; summed in fp64 and in blocks, since a head in fp64 may not fit."""
+    """Normed [T, E] times lm_head [V, E], [T, V] of normed's dtype; summed in fp64 and in blocks, since a head in fp64 may not fit.
+
+    A head packed as "w8a8" multiplies the rows as `linear_reference` does: quantised.
+    """
     vocabulary, width = lm_head.shape
     chunk = max(1, _WEIGHT_CHUNK_ELEMENTS // max(1, width))
     x = normed.double()
     parts = []
     for first in range(0, vocabulary, chunk):
         ids = torch.arange(first, min(first + chunk, vocabulary), device=x.device)
-        parts.append((x @ _head_rows(lm_head, ids).T).to(normed.dtype))
+        if isinstance(lm_head, PackedLinear) and lm_head.scheme == "w8a8":
+            parts.append(w8a8_reference(normed, lm_head, ids))
+        else:
+            parts.append((x @ _head_rows(lm_head, ids).T).to(normed.dtype))
     return torch.cat(parts, dim=1)
 
 

@@ -160,9 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--op", default="", help="only ops whose name holds this")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float16")
     options = parser.parse_args(arguments)
-    chosen = [op for op in ops() if options.op in op.name]
+    known = [op for op in ops() if op.triton]
+    chosen = [op for op in known if options.op in op.name]
     if not chosen:
-        print(f"traffic: no op is called {options.op!r}; there are {', '.join(op.name for op in ops())}", file=sys.stderr)
+        print(f"traffic: no op is called {options.op!r}; there are {', '.join(op.name for op in known)}", file=sys.stderr)
         return 2
     rows = []
     for op in chosen:

@@ -93,6 +93,24 @@ def test_rope_into_strided_caches_of_another_dtype(cache_dtype):
     assert torch.equal(both[:, 1], plain[1])
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rope_rounds_the_queries_once_to_the_dtype_asked_for(dtype, backend):
+    qkv, angle = random(5, 6 * 32).bfloat16(), random(5, 16)
+    options = {"num_heads": 2, "num_kv_heads": 2, "head_dim": 32, "backend": backend}
+    slots = torch.arange(5).int()
+
+    def turned(activations, q_dtype):
+        caches = [torch.zeros((5, 2, 32)) for _ in range(2)]
+        return rope_append(activations, angle.cos(), angle.sin(), slots, *caches, **options, q_dtype=q_dtype)
+
+    exact = turned(qkv.float(), None)
+    assert turned(qkv, None).dtype == torch.bfloat16
+    assert torch.equal(turned(qkv, dtype), exact.to(dtype))
+    with pytest.raises(InputError, match="q_dtype: expected a floating-point dtype"):
+        turned(qkv, torch.int32)
+
+
 def test_wrong_arguments_are_refused():
     x = random(3, 8)
     with pytest.raises(InputError, match=r"weight: expected shape \(E=8,\), got \(7,\)"):

@@ -1,11 +1,11 @@
-"""Packed linear layers: packing, bitwise invariance of a row, replacement in place, refusals."""
+"""Packed linear layers: packing, bitwise invariance of a row, replacement in place, refusals; int8 is in test_linear_int8."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from spct_kernels import BackendError, InputError, PackedLinear, linear, pack
+from spct_kernels import InputError, PackedLinear, linear, pack
 
 SCHEMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -108,25 +108,3 @@ def test_packed_weights_are_frozen():
 def test_wrong_arguments_are_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
-
-
-def test_int8_errs_by_half_a_step_of_its_row_and_keeps_zeros():
-    weight = random(33, 40)
-    weight[7] = 0.0
-    packed = pack(weight, "int8")
-    assert packed.panels.dtype == torch.int8
-    assert packed.nbytes == 48 * 40 + 33 * 4
-    step = weight.abs().amax(dim=1, keepdim=True) / 127
-    assert ((packed.unpack() - weight).abs() <= 0.5001 * step).all()
-    assert torch.equal(packed.rows(torch.tensor([5, 7])), packed.unpack()[[5, 7]])
-    packed.replace(2 * weight)
-    assert torch.equal(packed.unpack(), pack(2 * weight, "int8").unpack())
-
-
-def test_int8_refuses_what_it_cannot_hold_or_compute():
-    weight = random(4, 5)
-    with pytest.raises(BackendError, match="no C\\+\\+ kernel for scheme 'int8'"):
-        linear(random(2, 5), pack(weight, "int8"), backend="cpu")
-    weight[2, 3] = torch.inf
-    with pytest.raises(InputError, match="row 2"):
-        pack(weight, "int8")

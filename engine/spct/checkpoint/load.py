@@ -62,16 +62,18 @@ def load(
     backend: str = "auto",
     revision: str | None = None,
     head: HeadKind = "lm",
+    deterministic: bool = True,
 ) -> LoadedModel:
     """Load a Hugging Face folder, a hub id or "embedded".
 
     dtype      "auto", "float32"/"fp32", "bfloat16"/"bf16", "float16"/"fp16" or a torch.dtype
-    weights    "auto" (as stored, or as `dtype` says) or a `pack` scheme
-    scan       refuse NaN and Inf in the weights
+    weights    "auto" (as stored, or as `dtype` says) or a `pack` scheme; "int8" quantises while it reads (see `plan_dtypes`)
+    scan       refuse NaN and Inf in the weights; int8 can't hold them, so under it they are always refused
     adapter    a LoRA folder, merged into the weights
     revision   of a hub id
     head       "lm", or "score" for a sequence-classification checkpoint with one label: its `score.weight` becomes the meta row of
                the output head, and the embedding table stands where an LM head would be (nothing is to be drawn from it)
+    deterministic   as `Decoder`'s
 
     Cost: one pass over the files; peak memory near the weights' own size.
 
@@ -87,7 +89,7 @@ def load(
     target = torch.device(device)
     with Shards(folder) as shards:
         check_tensors(spec, shards, {SCORE_WEIGHT: (1, spec.hidden_dim)} if head == "score" else None)
-        dtypes = plan_dtypes(dtype, weights, stored_dtype(spec, shards), target)
+        dtypes = plan_dtypes(dtype, weights, stored_dtype(spec, shards), target, backend)
         if head == "score":
             meta_head: MetaHead | None = read_score_head(shards, spec.hidden_dim, target)
         else:
@@ -99,7 +101,7 @@ def load(
         if meta_head is not None:
             reader.hash.update(f"{meta_head.bias!r}:{meta_head.pooling};".encode() + meta_head.weight.cpu().numpy().tobytes())
         loaded = read_weights(spec, reader)
-    decoder = Decoder(spec, loaded.weights, backend)
+    decoder = Decoder(spec, loaded.weights, backend, deterministic)
     if meta_head is not None:
         output = decoder.head
         output.meta_weight, output.meta_bias, output.pooling = meta_head.weight, meta_head.bias, meta_head.pooling

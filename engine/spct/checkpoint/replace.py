@@ -27,7 +27,7 @@ def replace_weights(model: LoadedModel, named_tensors: Mapping[str, Tensor] | It
 
     named_tensors   the checkpoint's own names and shapes; any float dtype and device. The LM head of a model with tied embeddings
                     may be among them and is ignored; `meta_head.weight` [E] and `meta_head.bias` [1] may be where there is a meta head
-    scan            refuse NaN and Inf
+    scan            refuse NaN and Inf; always where the weights are in int8
 
     Invariant: a mapping that is refused changes nothing; after a stream that fails midway `decoder.complete` is False until a
     full replacement succeeds.
@@ -61,7 +61,7 @@ class _Replacement:
 
     def __init__(self, model: LoadedModel, scan: bool) -> None:
         self.decoder = model.decoder
-        self.scan = scan
+        self.scan = scan or model.dtypes.quantised
         spec = model.spec
         self.owner = {piece.name: parameter for parameter in parameters(spec) for piece in parameter.pieces}
         self.shapes = {piece.name: piece.shape for parameter in parameters(spec) for piece in parameter.pieces}
@@ -124,7 +124,7 @@ class _Replacement:
         if name not in self.owner:
             return torch.float32
         present = self._present(self.owner[name])
-        return present.panels.dtype if isinstance(present, PackedLinear) else present.dtype
+        return present.dtype
 
     def _present(self, parameter: Parameter) -> Tensor | PackedLinear:
         weights = self.decoder.weights

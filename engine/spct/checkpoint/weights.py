@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from spct.models.families import family_named
 from spct.models.head import OutputHead
 from spct.models.parameters import Parameter, Piece, parameters
 from spct.models.spec import ModelSpec
-from spct_kernels.linear import PANEL, SCHEMES, PackedLinear
+from spct_kernels.packed import SCHEMES, PackedLinear, packed_bytes
 
 # Buffers that older versions of transformers saved beside the weights; each is computed from config.json.
 _DERIVED = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -98,6 +99,7 @@ def _check_tied(spec: ModelSpec, shards: Shards, head: str, embedding: str) -> N
 class WeightReader:
     """Reads the parameters of one model from its files, straight into the memory where they stay.
 
+    scan     refuse NaN and Inf; always where the plan quantises
     deltas   tensor name -> what an adapter adds to it
     """
 
@@ -105,32 +107,39 @@ class WeightReader:
         self.shards = shards
         self.plan = plan
         self.device = device
-        self.scan = scan
+        self.scan = scan or plan.quantised
         self.deltas = deltas
         self.hash = hashlib.sha256()
 
     def read(self, parameter: Parameter) -> Tensor | PackedLinear:
-        """One parameter in the dtype that it is kept in, its pieces joined.
+        """One parameter in the format that it is kept in, its pieces joined.
 
         Raises: CheckpointError for a number that isn't finite, unless the scan is off.
         """
-        dtype = self._dtype(parameter)
         if parameter.kind == "linear":
-            packed = empty_packed(parameter, scheme_of(dtype), self.device)
-            panel = packed.panels.shape[-1]
-            if all(piece.start % panel == 0 for piece in parameter.pieces):
-                for piece in parameter.pieces:
-                    for start, rows in self._rows(piece, dtype, panel):
-                        part = packed.panels[start // panel : -(-(start + rows.shape[0]) // panel)]
-                        PackedLinear(part, packed.scheme, (rows.shape[0], rows.shape[1])).replace(rows)
-                return packed
-            # A piece that begins within a panel: joined first, so that one parameter is held twice for a moment.
-            packed.replace(self._joined(parameter, dtype))
-            return packed
-        target = self._joined(parameter, dtype)
+            return self._packed(parameter)
+        target = self._joined(parameter, self._dtype(parameter))
         if parameter.offset:
             target += parameter.offset
         return target
+
+    def _packed(self, parameter: Parameter) -> PackedLinear:
+        scheme = self._scheme(parameter)
+        packed = PackedLinear.empty((parameter.shape[0], parameter.shape[1]), scheme, self.device, parameter.shard)
+        # Whole panels at a time; int8 has a scale per output, so a matrix read in parts is the same as one read whole.
+        ends = [piece.start + piece.shape[0] for piece in parameter.pieces]
+        if all(end % packed.panel == 0 for end in ends[:-1]):
+            for piece in parameter.pieces:
+                for start, rows in self._rows(piece, packed.dtype, packed.panel):
+                    packed.write(start, rows)
+        else:
+            # A piece that begins within a panel: joined first, so that one parameter is held twice for a moment.
+            packed.replace(self._joined(parameter, packed.dtype))
+        return packed
+
+    def _scheme(self, parameter: Parameter) -> str:
+        planned = self.plan.head if parameter.key == "lm_head" else self.plan.scheme
+        return planned if SCHEMES[planned] == torch.int8 else scheme_of(self._dtype(parameter))
 
     def _dtype(self, parameter: Parameter) -> torch.dtype:
         if parameter.kind == "vector":
@@ -160,13 +169,17 @@ class WeightReader:
             yield piece.start + first, rows
 
 
-def empty_packed(parameter: Parameter, scheme: str, device: torch.device) -> PackedLinear:
-    """A packed matrix of a parameter's shape, still without its numbers."""
-    outputs, inputs = parameter.shape
-    # The layout of `pack`: panels for the CPU's kernels, plain rows for wide loads elsewhere.
-    width = PANEL if device.type == "cpu" else 1
-    panels = torch.empty((-(-outputs // width), inputs, width), dtype=SCHEMES[scheme], device=device)
-    return PackedLinear(panels, scheme, (outputs, inputs), parameter.shard)
+def weights_bytes(spec: ModelSpec, plan: DtypePlan, device: torch.device) -> int:
+    """Memory that a model's weights take once loaded; matrices that are kept as stored count in the dtype of most."""
+    total = 0
+    for parameter in parameters(spec):
+        if parameter.kind == "linear":
+            scheme = plan.head if parameter.key == "lm_head" else plan.scheme
+            total += packed_bytes((parameter.shape[0], parameter.shape[1]), scheme, device)
+        else:
+            dtype = torch.float32 if parameter.kind == "vector" else plan.weights
+            total += math.prod(parameter.shape) * dtype.itemsize
+    return total
 
 
 def read_weights(spec: ModelSpec, reader: WeightReader) -> LoadedWeights:

@@ -11,6 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from spct.checkpoint.weights import weights_bytes
 from spct.cli import options
 from spct.cli.console import readable_bytes
 from spct.cli.exit_codes import EXIT_OK
@@ -53,7 +54,7 @@ def model_card(name: str, plan: ModelPlan) -> dict[str, Any]:
         "template": config.template or own_template,
         "device": str(plan.device),
         "weights": plan.dtypes.scheme,
-        "weights_bytes": spec.num_parameters * plan.dtypes.weights.itemsize,
+        "weights_bytes": weights_bytes(spec, plan.dtypes, plan.device),
         "activations": _dtype_name(plan.dtypes.activations),
         "kv_dtype": _dtype_name(plan.kv_dtype),
         "kv_bytes_per_token": plan.slot_bytes,

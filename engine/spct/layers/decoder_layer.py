@@ -18,6 +18,8 @@ from spct_kernels import (
     rope_append,
     shared_prefix_attention,
 )
+from spct_kernels.dispatch import resolve
+from spct_kernels.layer import decoder_layer, has_layer_kernels, query_dtype
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ class LayerInputs(NamedTuple):
 class DecoderLayer:
     """A layer's weights and its arithmetic; holds no state of a batch."""
 
-    __slots__ = ("backend", "head_dim", "norm_eps", "num_heads", "scale", "softcap", "spec", "weights")
+    __slots__ = ("backend", "deterministic", "head_dim", "norm_eps", "num_heads", "one_call", "scale", "softcap", "spec", "weights")
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class DecoderLayer:
         scale: float,
         softcap: float | None,
         backend: str,
+        deterministic: bool = True,
     ) -> None:
         self.spec = spec
         self.weights = weights
@@ -89,6 +92,8 @@ class DecoderLayer:
         self.scale = scale
         self.softcap = softcap
         self.backend = backend
+        self.deterministic = deterministic
+        self.one_call = has_layer_kernels(weights)
 
     def forward(self, delta: Tensor | None, residual: Tensor, inputs: LayerInputs) -> tuple[Tensor, Tensor]:
         """Run the layer on T rows.
@@ -96,7 +101,11 @@ class DecoderLayer:
         delta      [T, E]: what the layer before wants to add to the residual stream; None before the first
         residual   [T, E]
         returns    this layer's delta and the residual stream without it, so that each addition joins the norm that follows
+
+        On the "cpu" backend all of it is one call, with the bits of the calls below.
         """
+        if self.one_call and resolve(self.backend, residual.device, residual.dtype) == "cpu":
+            return self._forward_cpu(delta, residual, inputs)
         w, eps, backend = self.weights, self.norm_eps, self.backend
         if delta is None:
             normed = rms_norm(residual, w.attention_norm, eps, backend=backend)
@@ -111,11 +120,24 @@ class DecoderLayer:
             delta = rms_norm(delta, w.post_mlp_norm, eps, backend=backend)
         return delta, residual
 
+    def _forward_cpu(self, delta: Tensor | None, residual: Tensor, inputs: LayerInputs) -> tuple[Tensor, Tensor]:
+        return decoder_layer(
+            delta,
+            residual,
+            *inputs,
+            self.weights,
+            norm_eps=self.norm_eps,
+            scale=self.scale,
+            activation=self.spec.mlp.activation,
+            softcap=self.softcap,
+            window=self.spec.kv.window,
+        )
+
     def _attention(self, normed: Tensor, inputs: LayerInputs) -> Tensor:
         w, kv, backend = self.weights, self.spec.kv, self.backend
         cos, sin, slots, plan, k_cache, v_cache = inputs
         query = rope_append(
-            linear(normed, w.qkv, w.qkv_bias, backend=backend),
+            linear(normed, w.qkv, w.qkv_bias, self.deterministic, backend=backend),
             cos,
             sin,
             slots,
@@ -127,14 +149,24 @@ class DecoderLayer:
             q_norm=w.query_norm,
             k_norm=w.key_norm,
             norm_eps=self.norm_eps,
+            q_dtype=query_dtype(normed.dtype, k_cache),
             backend=backend,
         )
         out = shared_prefix_attention(
-            query, k_cache, v_cache, plan, scale=self.scale, softcap=self.softcap, window=kv.window, backend=backend
+            query,
+            k_cache,
+            v_cache,
+            plan,
+            scale=self.scale,
+            softcap=self.softcap,
+            window=kv.window,
+            out_dtype=normed.dtype,
+            backend=backend,
         )
-        return linear(out.flatten(1), w.output, w.output_bias, backend=backend)
+        return linear(out.flatten(1), w.output, w.output_bias, self.deterministic, backend=backend)
 
     def _mlp(self, normed: Tensor) -> Tensor:
         w, backend = self.weights, self.backend
-        gate_up = linear(normed, w.gate_up, w.gate_up_bias, backend=backend)
-        return linear(gated_activation(gate_up, self.spec.mlp.activation, backend=backend), w.down, w.down_bias, backend=backend)
+        gate_up = linear(normed, w.gate_up, w.gate_up_bias, self.deterministic, backend=backend)
+        active = gated_activation(gate_up, self.spec.mlp.activation, backend=backend)
+        return linear(active, w.down, w.down_bias, self.deterministic, backend=backend)

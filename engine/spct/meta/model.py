@@ -115,6 +115,7 @@ def load_meta_model(model: str, config: EngineConfig, device: torch.device) -> M
             scan=config.check_weights,
             device=device,
             backend=config.backend,
+            deterministic=config.deterministic,
             head="score",
         )
         prompt = MetaPrompt(loaded.folder)

@@ -55,7 +55,7 @@ class Decoder:
     complete   False after a replacement of the weights that failed midway; such a decoder must not run
     """
 
-    def __init__(self, spec: ModelSpec, weights: DecoderWeights, backend: str = "auto") -> None:
+    def __init__(self, spec: ModelSpec, weights: DecoderWeights, backend: str = "auto", deterministic: bool = True) -> None:
         self.spec = spec
         self.weights = weights
         self.backend = backend
@@ -73,6 +73,7 @@ class Decoder:
                 scale=spec.attention_scale,
                 softcap=spec.attention_softcap,
                 backend=backend,
+                deterministic=deterministic,
             )
             for i, layer in enumerate(spec.layers)
         ]

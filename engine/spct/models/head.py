@@ -18,7 +18,7 @@ class OutputHead:
     """What `fused_sample` takes besides hidden states and sampling parameters.
 
     norm_weight   [E] fp32
-    lm_head       [V, E] packed
+    lm_head       [V, E] packed; under "w8a8" it multiplies normed rows that are quantised, the meta row never does
     softcap       cap * tanh(logit / cap), before everything else; None: off
     meta_weight   [E] fp32 over the final normed hidden state; None without a meta head
     pooling       how the meta logits of one sample become its meta score
