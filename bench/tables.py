@@ -14,6 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from judge_report import baselines_table, best_of_n_table
+from peer_report import peers_table, startup_table
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 _MARK = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table:\2 -->)", re.DOTALL)
@@ -51,12 +54,16 @@ def accuracy_table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# What a report's "bench" names; a report without it is one of accuracies.
+TABLES = {"peers": peers_table, "startup": startup_table, "best-of-n": best_of_n_table, "baselines": baselines_table}
+
+
 def fill(text: str) -> str:
     """The text with every table made afresh."""
 
     def table(match: re.Match[str]) -> str:
         report = json.loads((RESULTS / f"{match[2]}.json").read_text())
-        return match[1] + accuracy_table(report) + match[4]
+        return match[1] + TABLES.get(report.get("bench", ""), accuracy_table)(report) + match[4]
 
     return _MARK.sub(table, text)
 

@@ -36,9 +36,17 @@ class Command:
 COMMANDS = {
     "score": Command("judge the requests of a JSONL file", "spct.cli.options:add_score_arguments", "spct.cli.score:main"),
     "judge": Command("one judgement, for a person to read", "spct.cli.options:add_judge_arguments", "spct.cli.judge:main"),
+    "rank": Command("pick the best of n responses, k votes each", "spct.cli.rank_options:add_arguments", "spct.cli.rank:main"),
+    "compare": Command(
+        "which of two models' responses the judge prefers", "spct.cli.compare_options:add_arguments", "spct.cli.compare:main"
+    ),
     "info": Command("what a model is, what it needs, and the k that fits", "spct.cli.options:add_info_arguments", "spct.cli.info:main"),
     "train": Command("train a judge", "spct.training.cli:add_arguments", "spct.training.cli:main"),
     "eval": Command("accuracy of a judge against k", "spct.cli.eval_options:add_arguments", "spct.cli.evaluate:main"),
+    "bench": Command(
+        "latency, throughput and start-up of a judge on this machine", "spct.cli.bench_options:add_arguments", "spct.cli.bench:main"
+    ),
+    "convert": Command("a Hugging Face folder from a GGUF file", "spct.cli.convert_options:add_arguments", "spct.cli.convert:main"),
 }
 
 
