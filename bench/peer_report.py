@@ -118,7 +118,7 @@ def _cells(name: str, figures: dict[str, Any], ours: list[str]) -> list[str]:
         f"**{name}**" if SYSTEMS[name].is_ours else name,
         figures["numbers"],
         f"{figures['first_token_s']['median']:.2f}",
-        f"{total['median']:.2f} ({total['min']:.2f} to {total['max']:.2f})",
+        f"{total['median']:.2f} " + ("(one run)" if len(total["values"]) == 1 else f"({total['min']:.2f} to {total['max']:.2f})"),
         f"{figures['fraction_of_floor'][SYSTEMS[name].floor]:.0%}",
         *(f"{ratios[other]['median']:.2f}" if other in ratios else "" for other in ours),
         f"{figures['rss']['peak_rss'] / MIB:.0f} MiB",

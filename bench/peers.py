@@ -92,6 +92,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--systems", help=f"some of {','.join(SYSTEMS)}")
+    parser.add_argument("--once", default="", help="systems that are slow: they take part in the first round that counts, and no other")
     parser.add_argument("--time-limit", type=float, default=3600, help="seconds of a case after which no further round begins")
     parser.add_argument("--note", default="", help="about the machine's state, kept in the document")
     parser.add_argument("--prepare", action="store_true")
@@ -171,6 +172,8 @@ def measure(
             if time.monotonic() - begin > options.time_limit:
                 break
             for name in order:
+                if name in options.once.split(",") and turn != options.warmup:
+                    continue
                 try:
                     answer = peers[name].run(prompt=list(fresh_prompt(prompt, config["vocab_size"], turn + 1)), seed=turn, **drawing)
                 except SystemFailure as failure:

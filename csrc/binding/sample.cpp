@@ -65,7 +65,8 @@ void set_weight(Head& head, const Tensor& lm_head, const std::optional<Tensor>& 
 }
 
 Head head_of(const Tensor& hidden, const Tensor& norm_weight, double norm_eps, const Tensor& lm_head,
-             int64_t vocabulary, double softcap, const std::optional<Tensor>& scale, const std::optional<Tensor>& sums) {
+             int64_t vocabulary, double softcap, const std::optional<Tensor>& scale,
+             const std::optional<Tensor>& sums) {
   check_dense(hidden, 2, "hidden");
   const int64_t rows = hidden.size(0), depth = hidden.size(1);
   check_rows(norm_weight, depth, "norm_weight");

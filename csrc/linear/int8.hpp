@@ -1,5 +1,5 @@
-// Matrix products of int8 rows with an int8 weight. The sums are int32 and exact, so that a row's bits depend neither on
-// the level, nor on what is beside it, nor on the threads; the only roundings are those of
+// Matrix products of int8 rows with an int8 weight. The sums are int32 and exact, so that a row's bits depend neither
+// on the level, nor on what is beside it, nor on the threads; the only roundings are those of
 //
 //   out[r][o] = float(sum over k of x[r][k] * w[o][k]) * row_scale[r] * scale[o]
 //
@@ -7,9 +7,9 @@
 //           last input or output there are zeros; a packed weight is [num_panels][groups][16][4]
 //   rows    quantised, in the row tiles of linear/gemm.hpp, each [groups][rows of the tile][4]
 //
-// No value is -128. VPDPBUSD wants one operand unsigned: rows are stored as x + 128 where it is used, and the sums start
-// at -128 * (sum of the output's weights). Without it, VPMADDUBSW of |w| and x with w's sign: two products of at most
-// 127 * 127 fit its int16.
+// No value is -128. VPDPBUSD wants one operand unsigned: rows are stored as x + 128 where it is used, and the sums
+// start at -128 * (sum of the output's weights). Without it, VPMADDUBSW of |w| and x with w's sign: two products of at
+// most 127 * 127 fit its int16.
 #pragma once
 
 #include "linear/gemm.hpp"
@@ -66,9 +66,9 @@ SPCT_INLINE int32_t largest_bits(const T* x, int64_t depth) {
   return result;
 }
 
-/// One row: nearest even of x * (127 / largest), its words of four at `to`, `stride` bytes apart; returns largest / 127.
-/// A row whose largest magnitude is below 127 * 2^-126 counts as zeros (127 / largest would overflow), scale 0; a row
-/// with NaN or Inf becomes zeros with the scale NaN, so that all of its outputs are NaN.
+/// One row: nearest even of x * (127 / largest), its words of four at `to`, `stride` bytes apart; returns largest /
+/// 127. A row whose largest magnitude is below 127 * 2^-126 counts as zeros (127 / largest would overflow), scale 0; a
+/// row with NaN or Inf becomes zeros with the scale NaN, so that all of its outputs are NaN.
 template <class T>
 float quantise_row(const T* x, int64_t depth, int8_t* to, int64_t stride) {
   constexpr float smallest = 127.0f * 1.17549435e-38f;
@@ -81,7 +81,8 @@ float quantise_row(const T* x, int64_t depth, int8_t* to, int64_t stride) {
     const vi value = counts ? to_int(round_small(load_some(x + k, count) * inverse)) : vi{};
     const vi8 bytes = __builtin_convertvector(value + kRowOffset, vi8);
     for (int word = 0; word * kGroup < count; ++word) {
-      __builtin_memcpy(to + (k / kGroup + word) * stride, reinterpret_cast<const int8_t*>(&bytes) + word * kGroup, kGroup);
+      __builtin_memcpy(to + (k / kGroup + word) * stride, reinterpret_cast<const int8_t*>(&bytes) + word * kGroup,
+                       kGroup);
     }
   });
   return !finite ? __builtin_nanf("") : counts ? largest / 127.0f : 0.0f;
@@ -89,7 +90,8 @@ float quantise_row(const T* x, int64_t depth, int8_t* to, int64_t stride) {
 
 /// Quantises tiles [first, last) of x [rows, depth] (row stride `x_row`).
 template <class T>
-void quantise_row_tiles(const T* x, int64_t x_row, int64_t rows, int64_t depth, int64_t first, int64_t last, Int8Rows to) {
+void quantise_row_tiles(const T* x, int64_t x_row, int64_t rows, int64_t depth, int64_t first, int64_t last,
+                        Int8Rows to) {
   for (int64_t tile = first; tile < last; ++tile) {
     const int64_t begin = tile_begin(rows, tile), height = tile_begin(rows, tile + 1) - begin;
     int8_t* bytes = to.bytes + begin * num_groups(depth) * kGroup;
@@ -163,21 +165,24 @@ SPCT_INLINE void add_group(vi (&sums)[M][P * kPanelVectors], const int8_t* rows,
 #endif
 }
 
-// A weight is asked for (into L2) while what stands before it is multiplied: the next panels in full, where the thread goes
-// on to read them and they leave room in L2; else kAhead bytes ahead in each panel, as the CPU's own prefetchers stop at
-// every 4 KiB. Without this a weight that comes from memory is read and multiplied in turns.
+// A weight is asked for (into L2) while what stands before it is multiplied: the next panels in full, where the thread
+// goes on to read them and they leave room in L2; else kAhead bytes ahead in each panel, as the CPU's own prefetchers
+// stop at every 4 KiB. Without this a weight that comes from memory is read and multiplied in turns.
 constexpr int64_t kAhead = 2048;
 constexpr int64_t kMaxAhead = int64_t{1} << 18;
 
-/// out[m * out_row + 16 p + j]: M quantised rows times the first P panels; the weight is prefetched `ahead` bytes ahead.
+/// out[m * out_row + 16 p + j]: M quantised rows times the first P panels; the weight is prefetched `ahead` bytes
+/// ahead.
 template <int M, int P>
-[[gnu::noinline]] void multiply_int8_tile(const int8_t* rows, const float* row_scale, const Int8Weight& weight, int64_t ahead,
-                                          float* out, int64_t out_row) {
+[[gnu::noinline]] void multiply_int8_tile(const int8_t* rows, const float* row_scale, const Int8Weight& weight,
+                                          int64_t ahead, float* out, int64_t out_row) {
   constexpr int V = P * kPanelVectors;
   const int64_t groups = num_groups(weight.depth), panel_bytes = groups * kGroupBytes;
   vi sums[M][V];
   for (int v = 0; v < V; ++v) {
-    const vi start = kRowOffset == 0 ? vi{} : bits_as<vi>(splat(0u) - load_vector<vu>(weight.sums + v * kWidth) * uint32_t{kRowOffset});
+    const vi start = kRowOffset == 0
+                         ? vi{}
+                         : bits_as<vi>(splat(0u) - load_vector<vu>(weight.sums + v * kWidth) * uint32_t{kRowOffset});
     for (int m = 0; m < M; ++m) sums[m][v] = start;
   }
   for (int64_t group = 0; group < groups; ++group) {
@@ -191,7 +196,8 @@ template <int M, int P>
     const vf scale = valid >= kWidth ? load(weight.scale + v * kWidth)
                      : valid > 0     ? load_first(weight.scale + v * kWidth, static_cast<int>(valid))
                                      : vf{};
-    for (int m = 0; m < M; ++m) store(out + m * out_row + v * kWidth, to_float(sums[m][v]) * splat(row_scale[m]) * scale);
+    for (int m = 0; m < M; ++m)
+      store(out + m * out_row + v * kWidth, to_float(sums[m][v]) * splat(row_scale[m]) * scale);
   }
 }
 
@@ -210,8 +216,8 @@ void multiply_int8_row_tile(const int8_t* rows, const float* row_scale, const In
   }
 }
 
-/// Products of row tile `tile` with the weight's first `num_panels` panels; out points at the tile's first row. The calling
-/// thread reads the first `num_readable` panels, soon.
+/// Products of row tile `tile` with the weight's first `num_panels` panels; out points at the tile's first row. The
+/// calling thread reads the first `num_readable` panels, soon.
 [[maybe_unused]] static void multiply_int8_tile_panels(const Int8Rows& quantised, int64_t rows, int64_t tile,
                                                        const Int8Weight& weight, int64_t num_panels,
                                                        int64_t num_readable, float* out, int64_t out_row) {
@@ -219,9 +225,10 @@ void multiply_int8_row_tile(const int8_t* rows, const float* row_scale, const In
   const int8_t* from = quantised.bytes + begin * num_groups(weight.depth) * kGroup;
   const float* row_scale = quantised.scale + begin;
   switch (tile_begin(rows, tile + 1) - begin) {
-#define SPCT_ROWS(M)                                                                                                 \
-  case M:                                                                                                            \
-    if constexpr (M <= kMaxRows) multiply_int8_row_tile<M>(from, row_scale, weight, num_panels, num_readable, out, out_row); \
+#define SPCT_ROWS(M)                                                                              \
+  case M:                                                                                         \
+    if constexpr (M <= kMaxRows)                                                                  \
+      multiply_int8_row_tile<M>(from, row_scale, weight, num_panels, num_readable, out, out_row); \
     break;
     SPCT_ROWS(1)
     SPCT_ROWS(2)
@@ -239,8 +246,8 @@ void multiply_int8_row_tile(const int8_t* rows, const float* row_scale, const In
   }
 }
 
-/// out[r * out_row + 16 p + j] for all quantised rows and p < num_panels. `out` needs 16 * num_panels columns: those past
-/// the weight's last output get 0 (NaN in a row that is not finite).
+/// out[r * out_row + 16 p + j] for all quantised rows and p < num_panels. `out` needs 16 * num_panels columns: those
+/// past the weight's last output get 0 (NaN in a row that is not finite).
 [[maybe_unused]] static void multiply_int8_panels(const Int8Rows& quantised, int64_t rows, const Int8Weight& weight,
                                                   int64_t num_panels, float* out, int64_t out_row) {
   const int64_t tiles = rows > 0 ? num_row_tiles(rows) : 0;

@@ -1,4 +1,5 @@
-// Linear layers with a packed weight; see linear/gemm.hpp and linear/int8.hpp for the layouts and the order of summation.
+// Linear layers with a packed weight; see linear/gemm.hpp and linear/int8.hpp for the layouts and the order of
+// summation.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +9,8 @@
 
 namespace spct {
 
-/// out[t, o] = scale[o] * (sum over i of x[t, i] * weight[o, i]) + bias[o], in fp32. x and out of `dtype`, contiguous; weight
-/// packed as [ceil(outputs/16)][inputs][16] of `weight_dtype`, int8 included; scale and bias fp32 or null.
+/// out[t, o] = scale[o] * (sum over i of x[t, i] * weight[o, i]) + bias[o], in fp32. x and out of `dtype`, contiguous;
+/// weight packed as [ceil(outputs/16)][inputs][16] of `weight_dtype`, int8 included; scale and bias fp32 or null.
 struct LinearArgs {
   const void* x;
   const void* weight;
@@ -20,8 +21,8 @@ struct LinearArgs {
   DType dtype, weight_dtype;
 };
 
-/// The same with rows of x quantised to int8, each by its own scale, and int32 sums: see linear/int8.hpp for the weight's
-/// layout [ceil(outputs/16)][ceil(inputs/4)][16][4], the scale [outputs] and the sums [ceil(outputs/16)][16].
+/// The same with rows of x quantised to int8, each by its own scale, and int32 sums: see linear/int8.hpp for the
+/// weight's layout [ceil(outputs/16)][ceil(inputs/4)][16][4], the scale [outputs] and the sums [ceil(outputs/16)][16].
 struct LinearW8A8Args {
   const void* x;
   const int8_t* weight;

@@ -11,8 +11,8 @@ constexpr int64_t kTileRow = kMaxPanels * kPanel;
 /// Writes rows [begin, end) of `tile` [.][kTileRow], the outputs from `first_output` on, into out [rows, outputs]:
 /// product * scale + bias, where there are a scale and a bias.
 template <class T>
-void store_rows(const float* tile, int64_t begin, int64_t end, int64_t first_output, int64_t outputs, const float* scale,
-                const float* bias, void* out) {
+void store_rows(const float* tile, int64_t begin, int64_t end, int64_t first_output, int64_t outputs,
+                const float* scale, const float* bias, void* out) {
   const int64_t width = outputs - first_output < kTileRow ? outputs - first_output : kTileRow;
   for (int64_t row = begin; row < end; ++row) {
     T* to = static_cast<T*>(out) + row * outputs + first_output;

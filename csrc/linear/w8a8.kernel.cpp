@@ -7,7 +7,8 @@
 SPCT_BEGIN_LEVEL
 namespace {
 
-// A task is a block of rows (quantised rows that stay in L2: 192 * 2,048 inputs = 384 KiB) times a few groups of panels.
+// A task is a block of rows (quantised rows that stay in L2: 192 * 2,048 inputs = 384 KiB) times a few groups of
+// panels.
 constexpr int64_t kBlockTiles = 16;
 // Below this many multiplications, waking another thread costs more than it saves.
 constexpr int64_t kSerialProducts = 1 << 18;
@@ -36,8 +37,8 @@ void run(const LinearW8A8Args& args) {
       const int64_t count = end - panel < kMaxPanels ? end - panel : kMaxPanels;
       for (int64_t tile = block * kBlockTiles; tile < last; ++tile) {
         multiply_int8_tile_panels(quantised, rows, tile, weight.from(panel), count, end - panel, products, kTileRow);
-        store_rows<T>(products, tile_begin(rows, tile), tile_begin(rows, tile + 1), panel * kPanel, args.outputs, nullptr,
-                      args.bias, args.out);
+        store_rows<T>(products, tile_begin(rows, tile), tile_begin(rows, tile + 1), panel * kPanel, args.outputs,
+                      nullptr, args.bias, args.out);
       }
     }
   };

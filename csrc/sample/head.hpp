@@ -6,8 +6,8 @@
 
 namespace spct {
 
-/// The final norm and the LM head of `rows` rows. weight is [vocabulary, depth], or packed as in linear/gemm.hpp; int8 is
-/// packed as in linear/int8.hpp, and the normed rows are quantised for it.
+/// The final norm and the LM head of `rows` rows. weight is [vocabulary, depth], or packed as in linear/gemm.hpp; int8
+/// is packed as in linear/int8.hpp, and the normed rows are quantised for it.
 struct Head {
   const float* hidden;       // [rows, depth]
   const float* norm_weight;  // [depth]

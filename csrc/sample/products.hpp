@@ -1,4 +1,5 @@
-// The LM head's products with normed rows, for each way that its weight is stored: one class each, with the same members.
+// The LM head's products with normed rows, for each way that its weight is stored: one class each, with the same
+// members.
 //
 //   words(rows, depth)                       fp32 words that packed rows take
 //   pack(head, normed, rows, packed)         rows [rows, depth] as `multiply` reads them

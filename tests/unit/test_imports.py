@@ -43,7 +43,9 @@ def imported(code):
     return set(json.loads(run.stdout.splitlines()[-1])), run.stdout
 
 
-@pytest.mark.parametrize("code", ["import spct", "from spct import ScoreRequest, SamplingParams, VotingParams, ConfigError", "import spct.config"])
+@pytest.mark.parametrize(
+    "code", ["import spct", "from spct import ScoreRequest, SamplingParams, VotingParams, ConfigError", "import spct.config"]
+)
 def test_plain_values_import_nothing_heavy(code):
     assert not imported(code)[0] & HEAVY
 

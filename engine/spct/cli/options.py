@@ -67,7 +67,9 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N")
     group.add_argument("--dtype", metavar="D", help="auto, fp32, bf16, fp16")
-    group.add_argument("--weights", metavar="SCHEME", help="auto (as stored), fp32, bf16, fp16, int8 (on a CPU int8 rows too, KV in bf16), w8a8")
+    group.add_argument(
+        "--weights", metavar="SCHEME", help="auto (as stored), fp32, bf16, fp16, int8 (on a CPU with int8 rows, KV in bf16), w8a8"
+    )
     group.add_argument("--kv-memory", metavar="M", help='memory for keys and values, such as "512MiB"')
     group.add_argument("--adapter", metavar="DIR", help="a LoRA folder (adapter_config.json) to merge into the weights")
     group.add_argument("--meta-model", metavar="DIR", help="a scalar meta RM (sequence-classification folder) that scores every sample")

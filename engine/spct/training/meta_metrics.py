@@ -40,7 +40,7 @@ def pairs_within(labels: Tensor, items: Tensor) -> WithinPairs:
     """Find the pairs that `within_item_loss` compares; labels and items as there. Cost: the samples, and an item's samples squared."""
     better, worse, counts = [], [], []
     order = items.argsort(stable=True)
-    for places in order.split(items.bincount().tolist()):
+    for places in torch.split(order, items.bincount().tolist()):
         right, wrong = places[labels[places] > 0], places[labels[places] <= 0]
         if len(right) and len(wrong):
             better.append(right.repeat_interleave(len(wrong)))
