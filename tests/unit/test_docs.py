@@ -92,7 +92,7 @@ def test_commands_of_the_readme_exist():
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
             seen += 1
         elif words[0].endswith("spct") and len(words) > 1:
-            verbs = words[1:3] if words[1] == "train" else words[1:2]
+            verbs = words[1:3] if words[1] in ("train", "bench") else words[1:2]
             command = [sys.executable, "-m", "spct.cli.main", *verbs, "--help"]
             run = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
             assert run.returncode == 0, f"{line}: {run.stderr}"
