@@ -26,7 +26,8 @@ SANITIZERS = {
     "none": [],
 }
 ENVIRONMENT = {
-    "ASAN_OPTIONS": "abort_on_error=0:detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1",
+    # Without detect_stack_use_after_return: its frames are not aligned to 64 bytes (GCC bug 110027), and AVX-512 stores fault there.
+    "ASAN_OPTIONS": "abort_on_error=0:detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=0",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1",
 }
