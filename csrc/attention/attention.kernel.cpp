@@ -152,29 +152,10 @@ struct Task {
     for (int64_t index = 0; index < tiles; ++index) {
       const int64_t flat = from + tile_begin(rows, index);
       ahead.step();
-      const auto compute = [&]<int M>() {
+      with_height(tile_begin(rows, index + 1) - tile_begin(rows, index), [&]<int M>() {
         KeyRange own[M];
         tile.template attend<M>(args, rule, state, flat, view_of<M>(walk, task, flat, own));
-      };
-      switch (tile_begin(rows, index + 1) - tile_begin(rows, index)) {
-#define SPCT_ROWS(M)                                               \
-  case M:                                                          \
-    if constexpr (M <= kMaxRows) compute.template operator()<M>(); \
-    break;
-        SPCT_ROWS(1)
-        SPCT_ROWS(2)
-        SPCT_ROWS(3)
-        SPCT_ROWS(4)
-        SPCT_ROWS(5)
-        SPCT_ROWS(6)
-        SPCT_ROWS(7)
-        SPCT_ROWS(8)
-        SPCT_ROWS(9)
-        SPCT_ROWS(10)
-        SPCT_ROWS(11)
-        SPCT_ROWS(12)
-#undef SPCT_ROWS
-      }
+      });
     }
   }
 

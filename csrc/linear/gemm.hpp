@@ -95,6 +95,16 @@ SPCT_INLINE int64_t tile_begin(int64_t rows, int64_t tile) {
   return tile * height + (tile < higher ? tile : higher);
 }
 
+/// f.operator()<M>() for a row tile of height M, from 1 to kMaxRows.
+template <int M = 1, class F>
+SPCT_INLINE void with_height(int64_t height, const F& f) {
+  if (height == M) {
+    f.template operator()<M>();
+  } else if constexpr (M < kMaxRows) {
+    with_height<M + 1>(height, f);
+  }
+}
+
 /// Packs tiles [first, last) of x [rows, depth] (row stride `x_row`) into `packed` (rows * depth floats in all).
 template <class T>
 void pack_row_tiles(const T* x, int64_t x_row, int64_t rows, int64_t depth, int64_t first, int64_t last,
@@ -125,25 +135,8 @@ void multiply_tile_panels(const float* packed, int64_t rows, int64_t tile, int64
                           int64_t num_panels, float* out, int64_t out_row) {
   const int64_t begin = tile_begin(rows, tile);
   const float* from = packed + begin * depth;
-  switch (tile_begin(rows, tile + 1) - begin) {
-#define SPCT_ROWS(M)                                                                                  \
-  case M:                                                                                             \
-    if constexpr (M <= kMaxRows) multiply_row_tile<M>(from, panels, num_panels, depth, out, out_row); \
-    break;
-    SPCT_ROWS(1)
-    SPCT_ROWS(2)
-    SPCT_ROWS(3)
-    SPCT_ROWS(4)
-    SPCT_ROWS(5)
-    SPCT_ROWS(6)
-    SPCT_ROWS(7)
-    SPCT_ROWS(8)
-    SPCT_ROWS(9)
-    SPCT_ROWS(10)
-    SPCT_ROWS(11)
-    SPCT_ROWS(12)
-#undef SPCT_ROWS
-  }
+  with_height(tile_begin(rows, tile + 1) - begin,
+              [&]<int M>() { multiply_row_tile<M>(from, panels, num_panels, depth, out, out_row); });
 }
 
 /// out[r * out_row + 16 p + j] = sum over k of x[r][k] * panels[p][k][j], for all packed rows and p < num_panels. `out`

@@ -224,26 +224,9 @@ void multiply_int8_row_tile(const int8_t* rows, const float* row_scale, const In
   const int64_t begin = tile_begin(rows, tile);
   const int8_t* from = quantised.bytes + begin * num_groups(weight.depth) * kGroup;
   const float* row_scale = quantised.scale + begin;
-  switch (tile_begin(rows, tile + 1) - begin) {
-#define SPCT_ROWS(M)                                                                              \
-  case M:                                                                                         \
-    if constexpr (M <= kMaxRows)                                                                  \
-      multiply_int8_row_tile<M>(from, row_scale, weight, num_panels, num_readable, out, out_row); \
-    break;
-    SPCT_ROWS(1)
-    SPCT_ROWS(2)
-    SPCT_ROWS(3)
-    SPCT_ROWS(4)
-    SPCT_ROWS(5)
-    SPCT_ROWS(6)
-    SPCT_ROWS(7)
-    SPCT_ROWS(8)
-    SPCT_ROWS(9)
-    SPCT_ROWS(10)
-    SPCT_ROWS(11)
-    SPCT_ROWS(12)
-#undef SPCT_ROWS
-  }
+  with_height(tile_begin(rows, tile + 1) - begin, [&]<int M>() {
+    multiply_int8_row_tile<M>(from, row_scale, weight, num_panels, num_readable, out, out_row);
+  });
 }
 
 /// out[r * out_row + 16 p + j] for all quantised rows and p < num_panels. `out` needs 16 * num_panels columns: those

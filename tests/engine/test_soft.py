@@ -92,17 +92,17 @@ def test_without_a_reader_no_row_is_computed_twice(tiny_folder):
 def test_a_reading_that_meets_nan_is_a_numeric_error_and_spares_the_others(tiny_folder, monkeypatch):
     from spct.runner import runner
 
-    real = runner.fused_sample
+    real = runner._logprobs
     poisoned = []
 
-    def fused_sample(states, *args, **kwargs):
-        if "meta_weight" not in kwargs and not poisoned:  # the call of a reading
+    def logprobs_of_a_reading(head, states, *others):
+        if not poisoned:
             poisoned.append(True)
             states = states.clone()
             states[0] = math.nan
-        return real(states, *args, **kwargs)
+        return real(head, states, *others)
 
-    monkeypatch.setattr(runner, "fused_sample", fused_sample)
+    monkeypatch.setattr(runner, "_logprobs", logprobs_of_a_reading)
     sequences, _ = run(tiny_folder, 8, max_batch=1)
     reasons = [s.finish_reason for s in sequences]
     assert poisoned and reasons.count("numeric_error") == 1 and reasons.count("eos") >= 2

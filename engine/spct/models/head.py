@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spct_kernels import PackedLinear, linear, rms_norm
+from spct_kernels import PackedLinear, SampleOutput, fused_sample, linear, rms_norm
 
 Pooling = Literal["last", "mean"]
 
@@ -31,6 +31,44 @@ class OutputHead:
     meta_weight: Tensor | None = None
     meta_bias: float = 0.0
     pooling: Pooling = "last"
+
+    def sample(
+        self,
+        hidden: Tensor,
+        *,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        seed: Tensor,
+        position: Tensor,
+        banned: tuple[Tensor, Tensor] | None = None,
+        backend: str = "auto",
+    ) -> SampleOutput:
+        """Draw a token for every row, with its log-probability and meta logit.
+
+        hidden    [T, E], before the final norm
+        others    [T] each, and the lists, as in `fused_sample`
+
+        Cost: the head read once.
+        """
+        return fused_sample(
+            hidden,
+            self.norm_weight,
+            self.lm_head,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            position=position,
+            meta_weight=self.meta_weight,
+            meta_bias=self.meta_bias,
+            softcap=self.softcap,
+            norm_eps=self.norm_eps,
+            banned=banned,
+            backend=backend,
+        )
 
     def logits(self, hidden: Tensor, backend: str = "auto") -> Tensor:
         """Logits over the whole vocabulary, for parity checks; sampling never writes them.

@@ -23,7 +23,7 @@ from spct.runner.runner import Drawn, ModelRunner
 from spct.scheduling.layout import Layout
 from spct.scheduling.scheduler import Step
 from spct.scheduling.sequence import Sequence
-from spct_kernels import AttentionPlan, fused_sample
+from spct_kernels import AttentionPlan
 from spct_kernels.triton_attention_plan import to_device
 
 MAX_BUCKET = 256
@@ -230,20 +230,14 @@ class GraphedRunner(ModelRunner):
         inputs, head = bucket.inputs, self.decoder.head
         assert bucket.plan is not None
         hidden = self.decoder.forward(ForwardBatch(inputs.token_ids, inputs.positions, inputs.slots, bucket.plan, self.kv))
-        output = fused_sample(
+        output = head.sample(
             hidden,
-            head.norm_weight,
-            head.lm_head,
             temperature=inputs.temperature,
             top_k=inputs.top_k,
             top_p=inputs.top_p,
             min_p=inputs.min_p,
             seed=inputs.seed,
             position=inputs.drawn,
-            meta_weight=head.meta_weight,
-            meta_bias=head.meta_bias,
-            softcap=head.softcap,
-            norm_eps=head.norm_eps,
             backend=self.backend,
         )
         meta = torch.zeros_like(output.logprob) if output.meta is None else output.meta

@@ -18,7 +18,7 @@ from spct.models.kv import KVCache
 from spct.scheduling.layout import Layout
 from spct.scheduling.scheduler import Step
 from spct.scheduling.sequence import ReadLogprobs, Sequence
-from spct_kernels import AttentionPlan, fused_sample, token_logits
+from spct_kernels import AttentionPlan, token_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +92,14 @@ class ModelRunner:
         if not step.draws:
             return Drawn([], [], None, read)
         head, params = self.decoder.head, self._params
-        output = fused_sample(
+        output = head.sample(
             states,
-            head.norm_weight,
-            head.lm_head,
             temperature=params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
             min_p=params.min_p,
             seed=params.seed,
             position=params.position,
-            meta_weight=head.meta_weight,
-            meta_bias=head.meta_bias,
-            softcap=head.softcap,
-            norm_eps=head.norm_eps,
             banned=_banned(step.draws, self.device),
             backend=self.backend,
         )
@@ -222,18 +216,14 @@ def _logprobs(head: OutputHead, states: Tensor, asked: list[tuple[int, ...]], ba
         return torch.full((count,), value, dtype=dtype, device=device)
 
     zeros = filled(0, torch.int64)
-    best = fused_sample(
+    best = head.sample(
         states,
-        head.norm_weight,
-        head.lm_head,
         temperature=filled(0, torch.float32),
         top_k=filled(0, torch.int32),
         top_p=filled(1, torch.float32),
         min_p=filled(0, torch.float32),
         seed=zeros,
         position=zeros,
-        softcap=head.softcap,
-        norm_eps=head.norm_eps,
         backend=backend,
     )
     tokens, logprobs = best.token.tolist(), best.logprob.tolist()
