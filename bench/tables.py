@@ -8,6 +8,7 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -54,8 +55,25 @@ def accuracy_table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def stages_table(report: dict[str, Any]) -> str:
+    """Accuracy after each stage of training, then what it adds to the stage before, item by item."""
+    stages = report["stages"]
+    ks = sorted(stages[0]["voting"], key=int)
+    lines = ["| | greedy | " + " | ".join(f"{k} sample{'s' * (k != '1')}" for k in ks) + " |", "|---" * (len(ks) + 2) + "|"]
+    for stage in stages:
+        lines.append("| " + " | ".join([stage["name"], percent(stage["greedy"]), *(percent(stage["voting"][k]) for k in ks)]) + " |")
+    for before, stage in itertools.pairwise(stages):
+        rows = [stage["against"]["greedy"], *(stage["against"]["voting"][k] for k in ks)]
+        cells = [f"{100 * mean:+.1f} ({100 * low:.1f} to {100 * high:.1f})" for mean, low, high in rows]
+        lines.append("| " + " | ".join([f"{stage['name']} - {before['name']}", *cells]) + " |")
+    note = report["measured"]
+    lines += ["", f"The same {stages[0]['items']} items; paired differences in points with 95% intervals (bootstrap over items)."]
+    lines.append(f"{note['date']}, {note['machine']}: `{note['command']}`.")
+    return "\n".join(lines) + "\n"
+
+
 # What a report's "bench" names; a report without it is one of accuracies.
-TABLES = {"peers": peers_table, "startup": startup_table, "best-of-n": best_of_n_table, "baselines": baselines_table}
+TABLES = {"peers": peers_table, "startup": startup_table, "best-of-n": best_of_n_table, "baselines": baselines_table, "stages": stages_table}
 
 
 def fill(text: str) -> str:

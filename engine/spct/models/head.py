@@ -47,8 +47,14 @@ class OutputHead:
     ) -> SampleOutput:
         """Draw a token for every row, with its log-probability and meta logit.
 
-        hidden    [T, E], before the final norm
-        others    [T] each, and the lists, as in `fused_sample`
+        hidden        [T, E], before the final norm
+        temperature   [T] fp32, 0 is greedy
+        top_k         [T] int32, 0: off
+        top_p         [T] fp32
+        min_p         [T] fp32
+        seed          [T] int64
+        position      [T] int64, of the token that is drawn
+        banned        token ids and row starts, as in `fused_sample`
 
         Cost: the head read once.
         """
