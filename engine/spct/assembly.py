@@ -10,6 +10,7 @@ from spct import checkpoint
 from spct.cache.pages import PagePool
 from spct.cache.tree import PrefixTree
 from spct.checkpoint import LoadedModel
+from spct.checkpoint.weights import return_freed_memory
 from spct.config import EngineConfig
 from spct.errors import BackendError
 from spct.limits import PAGE_SIZE, Limits, plan_limits
@@ -57,6 +58,7 @@ def assemble(model: str, config: EngineConfig) -> Assembly:
         deterministic=config.deterministic,
     )
     prompt = JudgePrompt(loaded.folder, template=config.template, chat_template_kwargs=config.chat_template_kwargs)
+    return_freed_memory()  # reading a tokenizer leaves some 30 MiB
     kv_dtype = loaded.dtypes.kv if config.kv_dtype == "auto" else getattr(torch, config.kv_dtype)
     limits = plan_limits(loaded.spec.max_context, bytes_per_slot(loaded.spec, kv_dtype), config)
     kv = KVCache.allocate(loaded.spec, limits.num_pages * PAGE_SIZE, kv_dtype, device)

@@ -13,6 +13,7 @@ from tiny_checkpoints import TINY, edit_config, oracle, write_tiny
 
 from spct import CheckpointError, ConfigError, checkpoint
 from spct.checkpoint.dtypes import plan_dtypes
+from spct.checkpoint.weights import weights_bytes
 from spct.models.kv import KVCache, bytes_per_slot
 from spct.models.parameters import parameters
 
@@ -331,13 +332,13 @@ def peak():
     # Not ru_maxrss, which a child inherits from the process that forked it.
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 before = peak()
-model = checkpoint.load(sys.argv[1], dtype=sys.argv[2])
+model = checkpoint.load(sys.argv[1], dtype=sys.argv[2], weights=sys.argv[3])
 print(peak() - before, model.spec.num_parameters)
 """
 
 
-@pytest.mark.parametrize(("tied", "dtype"), [(True, "auto"), (False, "fp32")])
-def test_peak_memory_is_near_the_weights_own_size(tmp_path, tied, dtype):
+@pytest.mark.parametrize(("tied", "dtype", "weights"), [(True, "auto", "auto"), (False, "fp32", "auto"), (False, "auto", "int8")])
+def test_peak_memory_is_near_the_weights_own_size(tmp_path, tied, dtype, weights):
     """A bf16 checkpoint of some 100 MB: while loading, memory peaks at the weights plus 40 MiB, in whatever format they are kept."""
     shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4}
     config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "head_dim": 64, "tie_word_embeddings": tied, **shape}
@@ -346,8 +347,9 @@ def test_peak_memory_is_near_the_weights_own_size(tmp_path, tied, dtype):
     spec = checkpoint.config.read_spec(tmp_path / "config.json")
     tensors = {piece.name: torch.full(piece.shape, 0.01, dtype=BF16) for p in parameters(spec) for piece in p.pieces}
     save_file(tensors, tmp_path / "model.safetensors")
-    size = sum(t.nbytes for t in tensors.values()) * (1 if dtype == "auto" else 2)
-    out = subprocess.run([sys.executable, "-c", RSS, tmp_path, dtype], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    plan = plan_dtypes(dtype, weights, BF16, torch.device("cpu"), "auto")
+    size = weights_bytes(spec, plan, torch.device("cpu"))
+    out = subprocess.run([sys.executable, "-c", RSS, tmp_path, dtype, weights], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     peak, count = map(int, out.stdout.split())
-    assert count == sum(t.numel() for t in tensors.values()) and size > 90e6
+    assert count == sum(t.numel() for t in tensors.values()) and size > 60e6
     assert size * 0.9 < peak < size + (40 << 20), f"{peak / 1e6:.0f} MB for {size / 1e6:.0f} MB of weights"

@@ -24,7 +24,7 @@ from spct.errors import CheckpointError
 # 100,000 entries of a real model fill about 12 MiB; the limit bounds what a hostile header can make the parser hold.
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 524288
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -159,7 +159,6 @@ class TensorFile:
         """The stored bytes in steps, each given back to the system once the next is asked for."""
         mapped = self._map
         assert mapped is not None, "the file is closed"
-        page = mmap.ALLOCATIONGRANULARITY
         for begin in range(info.begin, info.end, step):
             end = min(begin + step, info.end)
             if digest is not None:
@@ -169,8 +168,8 @@ class TensorFile:
             # Offsets within a file may be odd; wider loads want aligned memory.
             yield raw if raw.data_ptr() % itemsize == 0 else raw.clone()
             del raw
-            first = begin // page * page
-            mapped.madvise(mmap.MADV_DONTNEED, first, end - first)
+            # All of the mapping: a fault maps a large folio whole, neighbours that were read before included.
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_header(path: Path, prefix: bytes, read: Callable[[int], bytes], file_bytes: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
