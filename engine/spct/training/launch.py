@@ -43,7 +43,7 @@ def join() -> Iterator[Ranks]:
         return
     ranks, store = _connect(size)
     if not ranks.is_first:
-        disable_progress_bar()
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
     alarm = _Alarm(ranks, store)
     with acting_as(ranks):
         try:

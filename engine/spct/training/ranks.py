@@ -8,6 +8,7 @@ nothing is sent. `spct.training.launch` joins the processes that a launcher has 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,7 +187,9 @@ def _sending() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostRankError(f"lost contact with another process ({str(error).splitlines()[0]}); run again to resume") from None
+        # Behind its place in the source, gloo says what happened, and then a lot.
+        told = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". ")[0]
+        raise LostRankError(f"lost contact with another process ({told}); run again to resume") from None
 
 
 def _fold(path: Path) -> int:
