@@ -200,7 +200,8 @@ def run(config: SftConfig) -> SftResult:
         else:
             finish_folder(model, config.output)
 
-    with Progress(length.steps, step, config.output / "metrics.jsonl") as progress, ThreadPoolExecutor(config.workers) as pool:
+    workers = config.workers if device.type == "cpu" else 1
+    with Progress(length.steps, step, config.output / "metrics.jsonl") as progress, ThreadPoolExecutor(workers) as pool:
         while step < length.steps and not ranks.first(_spent(config, tokens, time.monotonic() - began)):
             batches = _draw(config, prompt, data, step)
             own = [batches[i].to(device) for i in ranks.weigh([b.num_tokens for b in batches])]
