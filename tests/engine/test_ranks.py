@@ -297,11 +297,12 @@ def test_rows_of_killed_ranks_are_folded_once(tmp_path):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        (dict(WORLD_SIZE="2"), "environment RANK: expected a number from a launcher, got None"),
-        (dict(WORLD_SIZE="two"), "environment WORLD_SIZE: expected a number from a launcher, got 'two'"),
+        (dict(WORLD_SIZE="2"), "environment RANK: expected a number from 0, set by a launcher, got None"),
+        (dict(WORLD_SIZE="two"), "environment WORLD_SIZE: expected a number from 1, set by a launcher, got 'two'"),
         (dict(WORLD_SIZE="0"), "environment WORLD_SIZE: expected a number"),
         (dict(WORLD_SIZE="2", RANK="2", MASTER_PORT="1"), "environment RANK: expected less than WORLD_SIZE=2, got 2"),
-        (dict(WORLD_SIZE="2", RANK="0"), "environment MASTER_PORT: expected a number from a launcher, got None"),
+        (dict(WORLD_SIZE="2", RANK="0", MASTER_PORT="0"), "environment MASTER_PORT: expected a number from 1"),
+        (dict(WORLD_SIZE="2", RANK="0"), "environment MASTER_PORT: expected a number from 1, set by a launcher, got None"),
     ],
 )
 def test_an_incomplete_environment_is_refused(variables, message, tmp_path, capsys, monkeypatch):

@@ -37,7 +37,7 @@ def join() -> Iterator[Ranks]:
     Raises: ConfigError if the environment is incomplete; BackendError if the others can't be reached or are lost; on the first rank
     that fails its own error, with the rank named; SystemExit on the others.
     """
-    size = _number("WORLD_SIZE", 1)
+    size = _number("WORLD_SIZE", 1, least=1)
     if size == 1:
         yield current()
         return
@@ -55,20 +55,20 @@ def join() -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def _number(name: str, default: int | None = None) -> int:
+def _number(name: str, default: int | None = None, least: int = 0) -> int:
     text = os.environ.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not text.isdecimal() or (name == "WORLD_SIZE" and int(text) < 1):
+    if text is None or not text.isdecimal() or int(text) < least:
         raise ConfigError(
-            f"environment {name}: expected a number from a launcher, got {text!r}; start several processes with "
+            f"environment {name}: expected a number from {least}, set by a launcher, got {text!r}; start several processes with "
             "torchrun --nproc-per-node N -m spct train …, or unset WORLD_SIZE to train in one"
         )
     return int(text)
 
 
 def _connect(size: int) -> tuple[Ranks, Store]:
-    rank, port = _number("RANK"), _number("MASTER_PORT")
+    rank, port = _number("RANK"), _number("MASTER_PORT", least=1)
     if rank >= size:
         raise ConfigError(f"environment RANK: expected less than WORLD_SIZE={size}, got {rank}")
     local_rank, local_size = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)

@@ -110,6 +110,8 @@ class _Run:
                     self.round, self.round_step = self.round + 1, 0
                     self.session.learner.restart()
                     self.save()
+                    # No row of the next round may outlive a kill that the weights behind it don't.
+                    self.ranks.wait()
             self.save()
         finally:
             self.file.close()
