@@ -37,6 +37,7 @@ ALLOWED = {
     "adapters": {"engine"},
     "cli": BELOW_ENGINE | {"engine", "training", "evaluation", "assembly", "ranking", "baselines", "benchmark", "conversion"},
     "spct": {"engine", "ranking"},
+    "__main__": {"cli"},
 }
 WITHOUT_TORCH = {"prompting", "voting", "scheduling", "cache", "types", "config", "errors", "limits"}
 # Imported only where they are used: optional packages, and what a subcommand alone needs.

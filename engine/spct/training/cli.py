@@ -19,13 +19,16 @@ METHODS = {
 }
 # Bodies that lie in a layer above.
 ELSEWHERE = {"baseline": "spct.baselines.train_cli"}
+SEVERAL = "on several GPUs or processes: torchrun --nproc-per-node N -m spct train %s ...; the run is the same, N times shared"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands of `spct train`; each sets `args.train` to the module that runs it."""
     commands = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
     for name, (summary, add_flags) in METHODS.items():
-        method = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False)
+        epilog = None if name in ELSEWHERE else SEVERAL % name
+        described = summary[0].upper() + summary[1:] + "."
+        method = commands.add_parser(name, help=summary, description=described, epilog=epilog, allow_abbrev=False)
         method.set_defaults(train=ELSEWHERE.get(name, f"spct.training.{name}_cli"))
         add_flags(method)
 
@@ -38,10 +41,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def main(args: argparse.Namespace) -> int:
     """Run the chosen training command; return the exit code.
 
-    Raises: ConfigError if what training needs is not installed.
+    Raises: ConfigError if what training needs is not installed, or the method trains in one process and a launcher started more; what
+    the method does.
     """
     try:
+        launch = importlib.import_module("spct.training.launch")
         module = importlib.import_module(args.train)
     except ModuleNotFoundError as error:
         raise ConfigError(f"train: expected the package {error.name!r}, which is not installed; install the extra spct[train]") from None
-    return int(module.main(args))
+    with launch.join() as ranks:
+        if ranks.size > 1 and args.method in ELSEWHERE:
+            raise ConfigError(f"train {args.method}: expected one process, got {ranks.size} of a launcher; start it without one")
+        return int(module.main(args))

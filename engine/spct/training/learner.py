@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spct.training.policy import Policy, TokenScores
+from spct.training.ranks import current
 from spct.training.sample_batches import TokenBatch
 
 T = TypeVar("T")
@@ -20,10 +21,10 @@ T = TypeVar("T")
 class StepResult:
     """What a step did.
 
-    loss     summed over the micro-batches
+    loss     summed over the micro-batches of all ranks
     norm     of the gradient, before it was clipped
     skipped  loss or gradient was not finite: the weights and the optimiser's state are as before
-    scores   of every micro-batch, detached, under the weights before the step
+    scores   of every micro-batch of this rank, detached, under the weights before the step
     """
 
     loss: float
@@ -60,8 +61,9 @@ class Learner:
         lr: float | None = None,
         check: Callable[[Sequence[TokenScores]], None] | None = None,
     ) -> StepResult:
-        """Minimise the sum of loss(i, scores of batch i) over the batches by one step.
+        """Minimise the sum of loss(i, scores of batch i) over the batches, those of all ranks, by one step.
 
+        batches  of this rank, perhaps none
         check  sees the detached scores of all batches before anything changes, and may raise
 
         Gradients of at most `workers` micro-batches are held at once.
@@ -81,9 +83,11 @@ class Learner:
                 total += value
                 seen.append(scores)
                 sums = list(grads) if sums is None else [a.add_(b) for a, b in zip(sums, grads, strict=True)]
-        assert sums is not None, "a step needs a batch"
         if check is not None:
             check(seen)
+        # What is not finite on one rank is so in the sums, and all skip the step.
+        sums = current().add([torch.zeros_like(p) for p in self._parameters] if sums is None else sums)
+        total = sum(current().gather(total))
         for parameter, grad in zip(self._parameters, sums, strict=True):
             parameter.grad = grad
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.max_norm))

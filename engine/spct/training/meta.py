@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spct.assembly import choose_device
 from spct.checkpoint.folder import find_folder
 from spct.config import parse_dtype
 from spct.engine import Engine
@@ -36,6 +35,7 @@ from spct.training.meta_metrics import correctness_loss, pairs_within, within_it
 from spct.training.meta_scorers import FusedScorer, ScalarScorer, write_meta_head
 from spct.training.optimisers import learning_rate
 from spct.training.policy import Policy
+from spct.training.ranks import Ranks, current
 from spct.training.session import RunProgress
 from spct.types import SamplingParams
 
@@ -145,7 +145,8 @@ def draw(config: MetaConfig) -> list[MetaItem]:
     Raises: as `draw_meta_items`; CheckpointError, ConfigError if the judge can't be loaded.
     """
     config.output.mkdir(parents=True, exist_ok=True)
-    with Engine.from_pretrained(config.model, device=config.device, dtype=config.dtype) as engine:
+    device = current().device(config.device)
+    with Engine.from_pretrained(config.model, device=str(device), dtype=config.dtype) as engine:
         return draw_meta_items(engine, config.data, config.sampling, config.output / SAMPLES_FILE)
 
 
@@ -162,13 +163,13 @@ def train_form(config: MetaConfig, form: str, items: Sequence[MetaItem]) -> Meta
     learnt = [item for item in items if item.split == "train" and item.samples]
     if not learnt:
         raise ConfigError("items: expected items with samples to train on, got none; draw more, or allow more tokens")
-    device = choose_device(config.device)
+    device = current().device(config.device)
     if form == "scalar":
         scalar = ScalarScorer(config.start or judge, device)
         return _descend(config, form, scalar, learnt, folder)
     fused = FusedScorer(Policy(judge, device=device), JudgePrompt(judge), config.pooling, anchored=config.anchored)
     states = pooled_states(fused, learnt, folder / "states")
-    weight, bias = fit_head(states, learnt, config.within)
+    weight, bias = current().first(fit_head(states, learnt, config.within))
     if config.joint:
         with torch.no_grad():
             fused.head.weight.copy_(weight[None])
@@ -176,8 +177,9 @@ def train_form(config: MetaConfig, form: str, items: Sequence[MetaItem]) -> Meta
         if config.anchor > 0:
             fused.keep_reference()
         return _descend(config, form, fused, learnt, folder)
-    _copy_judge(judge, folder)
-    write_meta_head(folder, weight, bias, config.pooling)
+    if current().is_first:
+        _copy_judge(judge, folder)
+        write_meta_head(folder, weight, bias, config.pooling)
     return MetaResult(form, 1, 1)
 
 
@@ -188,16 +190,22 @@ def _descend(config: MetaConfig, form: str, scorer: FusedScorer | ScalarScorer, 
     body, head = scorer.trained()
     groups = [{"params": body, "name": "body"}, {"params": head, "name": "head"}]
     optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    step = _resume(config, form, scorer, optimiser, folder / STATE_FILE)
+    step, ranks = _resume(config, form, scorer, optimiser, folder / STATE_FILE), current()
+    ranks.expect_alike(step, f"the step of {folder / STATE_FILE}")
     began = saved_at = time.monotonic()
 
+    def is_over() -> bool:
+        return config.time_limit is not None and ranks.first(time.monotonic() - began > config.time_limit)
+
     def save() -> None:
+        if not ranks.is_first:
+            return
         state = {"step": step, "settings": _deciding(config, form), "scorer": scorer.state(), "optimiser": optimiser.state_dict()}
         save_atomically(folder / STATE_FILE, state)
 
     metrics = folder / "metrics.jsonl"
     with RunProgress(f"meta {form}", steps, step, metrics) as progress, ThreadPoolExecutor(config.workers) as pool:
-        while step < steps and not (config.time_limit is not None and time.monotonic() - began > config.time_limit):
+        while step < steps and not is_over():
             rate = learning_rate(step, steps=steps, warmup=max(1, steps // 20), decay=steps, peak=1.0)
             row = _step(config, scorer, optimiser, _batch(config, items, step), rate, pool)
             step += 1
@@ -206,7 +214,7 @@ def _descend(config: MetaConfig, form: str, scorer: FusedScorer | ScalarScorer, 
                 save()
                 saved_at = time.monotonic()
     save()
-    if step >= steps:
+    if step >= steps and ranks.is_first:
         scorer.save(folder)
     return MetaResult(form, step, steps)
 
@@ -219,7 +227,7 @@ def _step(
     rate: float,
     pool: ThreadPoolExecutor,
 ) -> dict[str, Any]:
-    """One step over a batch of items, cut into micro-batches of whole items that threads share; what it measured."""
+    """One step over a batch of items, cut into micro-batches of whole items that ranks and their threads share; what it measured."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     anchors = isinstance(scorer, FusedScorer) and config.anchor > 0
 
@@ -236,13 +244,20 @@ def _step(
         return grads, {name: share * float(value.detach()) for name, value in {"loss": loss, **parts}.items()}
 
     total = dict.fromkeys(("loss", "correctness", "within", "anchor"), 0.0)
-    for grads, measured in pool.map(gradients, _cuts(scorer, items, config.micro_tokens)):
+    sizes = [sum(example.num_tokens for example in scorer.examples(item)) for item in items]
+    # Means are taken within a cut, so all ranks share the cuts that one process would make.
+    cuts, ranks = _cuts(sizes, config.micro_tokens), current()
+    own = [cuts[i] for i in ranks.weigh([sum(sizes[i] for i in cut) for cut in cuts])]
+    for grads, measured in pool.map(gradients, own):
         # In the order of the cuts, whichever thread was first.
         for parameter, grad in zip(parameters, grads, strict=True):
             if grad is not None:
                 parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
         for name, value in measured.items():
             total[name] += value
+    _add_over_ranks(parameters, ranks)
+    shares = ranks.gather(total)
+    total = {name: sum(share[name] for share in shares) for name in total}
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
     # NaN fails every comparison: such a step leaves the weights alone and is counted by its row.
     skipped = not (abs(total["loss"]) < float("inf") and norm < float("inf"))
@@ -252,6 +267,14 @@ def _step(
         optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return {**total, "norm": norm, "skipped": skipped}
+
+
+def _add_over_ranks(parameters: Sequence[torch.nn.Parameter], ranks: Ranks) -> None:
+    """Gives every rank the sum of all gradients; what no loss reaches keeps none, so that its weights don't decay."""
+    reached = [any(flags) for flags in zip(*ranks.gather([p.grad is not None for p in parameters]), strict=True)]
+    chosen = [p for p, is_reached in zip(parameters, reached, strict=True) if is_reached]
+    for parameter, grad in zip(chosen, ranks.add([torch.zeros_like(p) if p.grad is None else p.grad for p in chosen]), strict=True):
+        parameter.grad = grad
 
 
 def _batch(config: MetaConfig, items: Sequence[MetaItem], step: int) -> list[MetaItem]:
@@ -267,12 +290,11 @@ def _batch(config: MetaConfig, items: Sequence[MetaItem], step: int) -> list[Met
     return chosen
 
 
-def _cuts(scorer: FusedScorer | ScalarScorer, items: Sequence[MetaItem], micro_tokens: int) -> list[list[int]]:
-    """Micro-batches of whole items, like lengths together, of about `micro_tokens` tokens each; an item alone may have more."""
-    sizes = [sum(example.num_tokens for example in scorer.examples(item)) for item in items]
+def _cuts(sizes: Sequence[int], micro_tokens: int) -> list[list[int]]:
+    """Micro-batches of whole items of these tokens, like lengths together, of about `micro_tokens` each; an item alone may have more."""
     cuts: list[list[int]] = []
     room = 0
-    for i in sorted(range(len(items)), key=lambda i: (sizes[i], i)):
+    for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
         if sizes[i] > room:
             cuts.append([])
             room = micro_tokens

@@ -35,7 +35,7 @@ def add_meta_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--device", metavar="D", help="of engine and trainer: auto, cpu, cuda, cuda:N (default auto)")
     machine.add_argument("--dtype", metavar="D", help="of the engine: auto, fp32, bf16, fp16 (default auto); the trainer computes in fp32")
     machine.add_argument("--micro-tokens", type=int, metavar="N", help="tokens of one pass of the trainer (default 4096)")
-    machine.add_argument("--workers", type=int, metavar="N", help="threads (default 2)")
+    machine.add_argument("--workers", type=int, metavar="N", help="threads of each process (default 2)")
     machine.add_argument("--save-every", type=float, metavar="SECONDS", help="between states on disk (default 60)")
     machine.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop the training of a form resumably after so long")
     report = parser.add_argument_group("report")
@@ -90,6 +90,8 @@ def main(args: argparse.Namespace) -> int:
     )
     items = meta.draw(config)
     results = [meta.train_form(config, form, items) for form in config.forms]
+    if not importlib.import_module("spct.training.ranks").current().is_first:
+        return 0
     for result in results:
         state = "finished" if result.finished else "stopped, resumable with the same command"
         print(f"spct: {result.form} {state} at step {result.step} of {result.steps}; {config.output / result.form}", file=sys.stderr)

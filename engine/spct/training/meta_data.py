@@ -20,6 +20,7 @@ from spct.engine import Engine
 from spct.errors import CheckpointError, ConfigError
 from spct.training.correctness import is_correct, middle_of
 from spct.training.labelled import GeneratedRequests, LabelledRequest, read_labelled
+from spct.training.ranks import current
 from spct.training.tasks import DOMAINS, draw_item
 from spct.types import Sample, SamplingParams, VotingParams
 
@@ -110,7 +111,7 @@ class DataConfig:
 
 
 def draw_meta_items(engine: Engine, config: DataConfig, sampling: SamplingParams, path: Path) -> list[MetaItem]:
-    """Draw what `path` does not hold yet; return all items, those to train on first, each split in the order of its index.
+    """Draw what `path` does not hold yet, a share on each rank; return all items, those to train on first, each split by index.
 
     sampling   its samples are drawn for every item
 
@@ -118,13 +119,20 @@ def draw_meta_items(engine: Engine, config: DataConfig, sampling: SamplingParams
     item's error, if one could not be judged.
     """
     items: dict[Split, list[LabelledRequest]] = {"train": config.split("train"), "validation": config.split("validation")}
-    kept = _read(path, _header(engine, config, sampling), items)
+    header, ranks = _header(engine, config, sampling), current()
+    content = ranks.fold(path)
+    if not content:
+        content = json.dumps({"run": header}).encode() + b"\n"
+        if ranks.is_first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    kept = _parsed(path, content, header, items)
     missing: list[tuple[Split, int]] = [(s, i) for s in items for i in range(len(items[s])) if (s, i) not in kept]
-    with path.open("a", encoding="utf-8") as file:
-        for split, index, samples in _judged(engine, items, missing, sampling):
+    with ranks.part(path).open("a", encoding="utf-8") as file:
+        for split, index, samples in _judged(engine, items, ranks.deal(missing), sampling):
             file.write(json.dumps({"split": split, "index": index, "samples": samples}, separators=(",", ":")) + "\n")
             file.flush()
-            kept[split, index] = samples
+    kept = _parsed(path, ranks.fold(path), header, items)
     return [_item(s, i, items[s][i], kept[s, i]) for s in items for i in range(len(items[s]))]
 
 
@@ -132,9 +140,10 @@ def _judged(
     engine: Engine, items: dict[Split, list[LabelledRequest]], missing: Sequence[tuple[Split, int]], sampling: SamplingParams
 ) -> Iterator[tuple[Split, int, list[dict[str, Any]]]]:
     console = Console(stderr=True)
+    is_silent = not (console.is_terminal and current().is_first)
     requests = (items[split][index].request for split, index in missing)
     stream = engine.score_batch(requests, sampling=sampling, voting=VotingParams(filter="none"))
-    for judgement in track(stream, total=len(missing), description="samples", console=console, disable=not console.is_terminal):
+    for judgement in track(stream, total=len(missing), description="samples", console=console, disable=is_silent):
         if judgement.error is not None:
             raise judgement.error
         split, index = missing[judgement.index]
@@ -172,19 +181,12 @@ def _header(engine: Engine, config: DataConfig, sampling: SamplingParams) -> dic
     return {**told, "data": repr(drawn_from)}
 
 
-def _read(path: Path, header: dict[str, str], items: dict[Split, list[LabelledRequest]]) -> dict[tuple[Split, int], list[dict[str, Any]]]:
-    """The rows that stand; the file is left without a torn line and with its header."""
-    raw = path.read_bytes() if path.exists() else b""
-    whole = raw[: raw.rfind(b"\n") + 1]
-    lines = whole.decode("utf-8", "replace").splitlines()
+def _parsed(
+    path: Path, content: bytes, header: dict[str, str], items: dict[Split, list[LabelledRequest]]
+) -> dict[tuple[Split, int], list[dict[str, Any]]]:
+    """The rows of the file, whose header must be this run's."""
+    lines = content.decode("utf-8", "replace").splitlines()
     kept: dict[tuple[Split, int], list[dict[str, Any]]] = {}
-    if not lines:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"run": header}) + "\n", encoding="utf-8")
-        return kept
-    if len(whole) != len(raw):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
     try:
         run = json.loads(lines[0])["run"]
         for line in lines[1:]:

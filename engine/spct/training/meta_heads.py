@@ -14,6 +14,7 @@ from torch import Tensor
 from spct.training.meta_data import MetaItem
 from spct.training.meta_metrics import WithinPairs, correctness_loss, pairs_within, within_item_loss
 from spct.training.meta_scorers import FusedScorer, ordered_samples
+from spct.training.ranks import current
 
 # Penalties on the squared weights over standardised states; the best on held-out training items is taken.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -27,10 +28,11 @@ def pooled_states(scorer: FusedScorer, items: Sequence[MetaItem], folder: Path) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(items), _ITEMS_PER_FILE)
-    console = Console(stderr=True)
-    parts = []
-    for start in track(starts, description="hidden states", console=console, disable=not console.is_terminal):
-        path = folder / f"states-{scorer.pooling}-{start:07d}.safetensors"
+    console, ranks = Console(stderr=True), current()
+    paths = {start: folder / f"states-{scorer.pooling}-{start:07d}.safetensors" for start in starts}
+    is_silent = not (console.is_terminal and ranks.is_first)
+    for start in track(ranks.deal(starts), description="hidden states", console=console, disable=is_silent):
+        path = paths[start]
         if not path.exists():
             chunk = items[start : start + _ITEMS_PER_FILE]
             # Like lengths together would pad less; item by item pads nothing at all.
@@ -38,8 +40,8 @@ def pooled_states(scorer: FusedScorer, items: Sequence[MetaItem], folder: Path) 
             beside = path.with_suffix(".tmp")
             save_file({"states": states.cpu()}, beside)
             beside.replace(path)
-        parts.append(load_file(path)["states"])
-    return torch.cat(parts)
+    ranks.wait()
+    return torch.cat([load_file(path)["states"] for path in paths.values()])
 
 
 def fit_head(states: Tensor, items: Sequence[MetaItem], within: float) -> tuple[Tensor, float]:

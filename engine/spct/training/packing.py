@@ -39,6 +39,11 @@ class Packed:
     prompt_len: int
     group: int
 
+    def to(self, device: torch.device) -> Packed:
+        """Give the same batch on a device."""
+        ids, positions, targets, mask = (t.to(device) for t in (self.token_ids, self.positions, self.targets, self.prompt_mask))
+        return Packed(ids, positions, targets, mask, self.prompt_len, self.group)
+
     @property
     def num_tokens(self) -> int:
         """Count the tokens that are no padding."""

@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from spct.training.ranks import current
+
 
 class Progress:
-    """Shows and records steps; a context manager.
+    """Shows and records steps, on rank 0; a context manager.
 
     steps, done   length of the run, and how much of it is behind us
     metrics       JSONL file, appended to; rows past `done` (a killed run's, which come again) are dropped
@@ -22,16 +24,16 @@ class Progress:
     def __init__(self, steps: int, done: int, metrics: Path) -> None:
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
-        self._bar = Bar(*columns, console=console, disable=not console.is_terminal)
+        self._bar = Bar(*columns, console=console, disable=not (console.is_terminal and current().is_first))
         self._task = self._bar.add_task("sft", total=steps, completed=done)
         self._path = metrics
-        if metrics.exists():
+        if metrics.exists() and current().is_first:
             rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:done]
             metrics.write_text("".join(rows), encoding="utf-8")
         self._file: TextIOWrapper | None = None
 
     def __enter__(self) -> Progress:
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8") if current().is_first else None
         self._bar.start()
         return self
 

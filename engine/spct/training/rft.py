@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from random import Random
@@ -20,6 +20,7 @@ from spct.errors import SpctError
 from spct.training.labelled import LabelledRequest
 from spct.training.optimisers import learning_rate
 from spct.training.policy import TokenScores
+from spct.training.ranks import current
 from spct.training.sample_batches import Example
 from spct.training.session import RunProgress, Session, TrainingSetup, at_least, stream_seed
 from spct.training.trajectories import Drawn, Trajectory, TrajectoryFile, outcome_of, statistics
@@ -89,7 +90,7 @@ def run(config: RftConfig) -> RftResult:
 
 class _Run:
     def __init__(self, session: Session, config: RftConfig) -> None:
-        self.session, self.config = session, config
+        self.session, self.config, self.ranks = session, config, current()
         state = session.state or {"step": 0, "round": 0, "round_step": 0, "skipped": 0, "seconds": 0.0}
         self.step: int = state["step"]
         self.round: int = state["round"]
@@ -97,18 +98,20 @@ class _Run:
         self.skipped: int = state["skipped"]
         self.before: float = state["seconds"]
         self.began = self.saved_at = time.monotonic()
-        self.file = TrajectoryFile(config.output / TRAJECTORIES)
+        self.file = TrajectoryFile(config.output / TRAJECTORIES, self.ranks)
 
     def run(self) -> RftResult:
         try:
             if self.session.state is None:
                 # From here on the settings are known, which a resumed run must not change.
                 self.save()
-            while self.round < self.config.rounds and not self.is_over_time():
+            while self.round < self.config.rounds and not self.all_stop():
                 if (self.round_step or self.sample()) and self.train():
                     self.round, self.round_step = self.round + 1, 0
                     self.session.learner.restart()
                     self.save()
+                    # No row of the next round may outlive a kill that the weights behind it don't.
+                    self.ranks.wait()
             self.save()
         finally:
             self.file.close()
@@ -116,6 +119,10 @@ class _Run:
 
     def is_over_time(self) -> bool:
         return self.config.time_limit is not None and time.monotonic() - self.began >= self.config.time_limit
+
+    def all_stop(self) -> bool:
+        """The time limit has come on rank 0, whose clock is that of all where they act together."""
+        return self.ranks.first(self.is_over_time())
 
     def save(self) -> None:
         seconds = self.before + time.monotonic() - self.began
@@ -130,21 +137,31 @@ class _Run:
         config = self.config
         done = {row.index for row in self.file.of_round(self.round)}
         start = self.round * config.requests
-        wanted = [i for i in range(start, start + config.requests) if i not in done]
+        wanted = self.ranks.deal([i for i in range(start, start + config.requests) if i not in done])
         if wanted:
             self.session.refresh_engine()
             with closing(self.drawn(wanted)) as drawn:
                 for row in drawn:
                     self.file.append(row)
+                    # Each rank by its own clock: they draw without waiting for each other.
                     if self.is_over_time():
-                        return False
+                        break
+        self.file.exchange()
+        if len(self.file.of_round(self.round)) < config.requests:
+            return False
+        if self.ranks.is_first:
+            self.report()
+        return True
+
+    def report(self) -> None:
+        """Write the statistics of all rounds, atomically."""
+        config = self.config
         report = json.dumps(statistics(self.file.rows), indent=2) + "\n"
         beside = config.output / (STATISTICS + ".tmp")
         beside.write_text(report, encoding="utf-8")
         beside.replace(config.output / STATISTICS)
-        return True
 
-    def drawn(self, wanted: list[int]) -> Generator[Drawn]:
+    def drawn(self, wanted: Sequence[int]) -> Generator[Drawn]:
         """Sample requests; those that no sample got right once more with a hint."""
         items = {i: self.session.requests.draw(i) for i in wanted}
         failed: list[tuple[int, Judgement]] = []
@@ -202,7 +219,7 @@ class _Run:
         per_epoch = -(-len(examples) // config.prompts)
         steps, done_before = config.epochs * per_epoch, self.step - self.round_step
         with RunProgress("rft", done_before + steps, self.step, config.output / "metrics.jsonl") as progress:
-            while self.round_step < steps and not self.is_over_time():
+            while self.round_step < steps and not self.all_stop():
                 epoch, place = divmod(self.round_step, per_epoch)
                 order = list(range(len(examples)))
                 Random(f"rft/{config.seed}/{self.round}/epoch/{epoch}").shuffle(order)
@@ -228,8 +245,10 @@ class _Run:
     def train_step(self, examples: list[Example], steps: int) -> dict[str, Any]:
         """One step of cross-entropy, averaged over the tokens of the samples."""
         config, started = self.config, time.monotonic()
-        _, batches = self.session.policy.batches(examples, config.micro_tokens)
-        count = sum(len(batch.targets) for batch in batches)
+        count = sum(len(sample) for example in examples for sample in example.samples)
+        tokens = sum(example.num_tokens for example in examples)
+        own = [examples[i] for i in self.ranks.weigh([example.num_tokens for example in examples])]
+        _, batches = self.session.policy.batches(own, config.micro_tokens)
 
         def loss(_: int, scores: TokenScores) -> Any:
             return -scores.logprob.sum() / count
@@ -240,7 +259,6 @@ class _Run:
         self.skipped += result.skipped
         seconds = time.monotonic() - started
         finite = {k: v if math.isfinite(v) else None for k, v in (("loss", result.loss), ("norm", result.norm))}
-        tokens = sum(batch.num_tokens for batch in batches)
         return {**finite, "lr": rate, "tokens": tokens, "tokens_per_s": round(tokens / seconds, 1), "skipped_steps": self.skipped}
 
 

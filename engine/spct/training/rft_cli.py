@@ -8,6 +8,7 @@ from typing import Any
 
 from spct.training.flags import RFT, given
 from spct.training.plots import plot_metrics, require_matplotlib
+from spct.training.ranks import current
 from spct.training.rft import RftConfig, run
 
 PANELS = {"loss per token": ["loss"], "gradient norm": ["norm"]}
@@ -23,6 +24,8 @@ def main(args: argparse.Namespace) -> int:
     settings: dict[str, Any] = given(args, RFT)
     config = RftConfig(**settings)
     result = run(config)
+    if not current().is_first:
+        return 0
     for row in result.statistics:
         print(table(row), file=sys.stderr)
     state = "finished" if result.finished else "stopped, resumable with the same command"

@@ -3,7 +3,8 @@
 A step draws requests, shows each in one random order, samples a group of critiques per prompt, rewards them by the rule, and updates the
 weights, which go back into the live engine. Sampling is untruncated at temperature 1, so the sampler's own log-probabilities are those of
 the behaviour policy; that they agree with the trainer's on the same tokens is checked in every step. A step is a function of the seed, its
-number and the state before it, so a run that was killed and resumed ends bitwise like one that was not.
+number and the state before it, so a run that was killed and resumed ends bitwise like one that was not. Several processes draw and learn a
+share of each step's prompts each, and take the step that one would, up to the rounding of its sums.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from spct.training.grpo import advantages, k3, policy_loss
 from spct.training.labelled import LabelledRequest
 from spct.training.learner import StepResult
 from spct.training.policy import TokenScores
+from spct.training.ranks import current
 from spct.training.sample_batches import Example, TokenBatch
 from spct.training.session import RunProgress, Session, TrainingSetup, at_least, stream_seed
 from spct.types import Sample, SamplingParams, VotingParams
@@ -111,7 +113,7 @@ def run(config: RlConfig, *, rule: Rule | None = None) -> RlResult:
 
 class _Run:
     def __init__(self, session: Session, config: RlConfig, rule: Rule | None) -> None:
-        self.session, self.config = session, config
+        self.session, self.config, self.ranks = session, config, current()
         self.rule: Rule = rule or (lambda item, sample: 1.0 if session.is_correct(item, sample.scores) else -1.0)
         state = session.state or {"step": 0, "skipped": 0, "seconds": 0.0, "accuracy": math.nan}
         self.step: int = state["step"]
@@ -124,7 +126,7 @@ class _Run:
         saved_at = began
         self.session.refresh_engine()
         with RunProgress("rl", config.steps, self.step, config.output / "metrics.jsonl") as progress:
-            while self.step < config.steps and not (config.time_limit is not None and time.monotonic() - began >= config.time_limit):
+            while self.step < config.steps and not self.is_over(began):
                 row = self.one_step()
                 self.step += 1
                 self.accuracy = row["accuracy"]
@@ -134,6 +136,11 @@ class _Run:
                     saved_at = time.monotonic()
         self.save(began)
         return RlResult(self.step, self.step >= config.steps, self.skipped, self.accuracy)
+
+    def is_over(self, began: float) -> bool:
+        """Tell whether the time limit has come, by rank 0's clock."""
+        limit = self.config.time_limit
+        return limit is not None and self.ranks.first(time.monotonic() - began >= limit)
 
     def save(self, began: float) -> None:
         seconds = self.before + time.monotonic() - began
@@ -169,11 +176,13 @@ class _Run:
         sampling = SamplingParams(
             samples=config.group, temperature=1.0, max_tokens=config.max_tokens, seed=stream_seed(config.seed, "rl", self.step)
         )
-        drawn: list[tuple[Sample, ...]] = [()] * len(items)
-        for i, judgement in self.session.judge(enumerate(items), sampling, VOTING):
-            drawn[i] = judgement.samples
+        ranks = self.ranks
+        mine = ranks.deal(list(enumerate(items)))
+        judged = {i: judgement.samples for i, judgement in self.session.judge(mine, sampling, VOTING)}
+        # In the order of the requests, whichever was judged first.
+        rewarded = ranks.collect((i, (judged[i], [self.rule(item, s) for s in judged[i]])) for i, item in mine)
+        drawn, rewards = zip(*(rewarded[i] for i in range(len(items))), strict=True)
         samples = [s for group in drawn for s in group]
-        rewards = [[self.rule(item, s) for s in group] for item, group in zip(items, drawn, strict=True)]
         flat = [r for group in rewards for r in group]
         correct = sum(self.session.is_correct(item, s.scores) for item, group in zip(items, drawn, strict=True) for s in group)
         lengths = [s.num_tokens for s in samples]
@@ -201,8 +210,12 @@ class _Run:
         )
 
     def update(self, groups: list[Group], num_drawn: int) -> dict[str, Any]:
-        """Take `passes` optimiser steps on the groups; the tokens of all groups drawn share the mean."""
-        config, session = self.config, self.session
+        """Take `passes` optimiser steps on the groups, of which each rank computes its share.
+
+        num_drawn  tokens of all groups that were drawn, whose mean the loss is
+        """
+        config, session, ranks = self.config, self.session, self.ranks
+        groups = [groups[i] for i in ranks.weigh([g.example.num_tokens for g in groups])]
         cuts, batches = session.policy.batches([g.example for g in groups], config.micro_tokens)
         device = session.policy.device
         behaviour = [_per_token([groups[i] for i in cut], "behaviour", device) for cut in cuts]
@@ -221,11 +234,11 @@ class _Run:
             rate = config.lr * min(1.0, (self.step + 1) / (config.warmup + 1), (config.steps - self.step) / (config.decay + 1))
             if turn == 0:
                 result = session.learner.step(batches, loss, lr=rate, check=lambda seen: self.check_drift(seen, behaviour))
-                outcome = _row(result, behaviour, reference)
+                outcome = self.row(result, behaviour, reference)
             else:
                 result = session.learner.step(batches, loss, lr=rate)
                 outcome["skipped"] = outcome["skipped"] or result.skipped
-            outcome["clip_share"] = float(torch.cat(clipped).float().mean())
+            outcome["clip_share"] = ranks.mean(clipped)
         return outcome
 
     def reference(self, batches: list[TokenBatch]) -> list[Tensor]:
@@ -247,21 +260,23 @@ class _Run:
                 f"{MAX_DRIFT:g} in fp32; the engine's weights are stale, or engine and transformers compute this model differently"
             )
 
+    def row(self, result: StepResult, behaviour: list[Tensor], reference: list[Tensor]) -> dict[str, Any]:
+        """Tell what a step did, over the tokens of all ranks."""
+        ranks = self.ranks
+        row: dict[str, Any] = {"loss": result.loss, "norm": result.norm, "entropy": ranks.mean([s.entropy for s in result.scores])}
+        if self.config.beta:
+            row["kl"] = ranks.mean([k3(s.logprob, r) for s, r in zip(result.scores, reference, strict=True)])
+        # torch's maximum, unlike Python's, is NaN if a number is.
+        row["drift"] = float(torch.tensor(ranks.gather(_drift(result.scores, behaviour))).max())
+        return {**row, "skipped": result.skipped}
+
 
 _NOTHING = dict.fromkeys(("loss", "norm", "kl", "entropy", "clip_share", "drift")) | {"skipped": False}
 
 
-def _row(result: StepResult, behaviour: list[Tensor], reference: list[Tensor]) -> dict[str, Any]:
-    entropy = torch.cat([s.entropy for s in result.scores])
-    row: dict[str, float | None] = {"loss": result.loss, "norm": result.norm, "entropy": float(entropy.mean())}
-    if reference:
-        row["kl"] = float(torch.cat([k3(s.logprob, r) for s, r in zip(result.scores, reference, strict=True)]).mean())
-    row["drift"] = _drift(result.scores, behaviour)
-    return {**row, "skipped": result.skipped}
-
-
 def _drift(scores: Sequence[TokenScores], behaviour: list[Tensor]) -> float:
-    return float(torch.stack([(s.logprob - b).abs().max() for s, b in zip(scores, behaviour, strict=True)]).max())
+    parts = [(s.logprob - b).abs().max() for s, b in zip(scores, behaviour, strict=True)]
+    return float(torch.stack(parts).max()) if parts else 0.0
 
 
 def _num_drawn(group: Group) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from spct.training.flags import RL, given
 from spct.training.plots import plot_metrics, require_matplotlib
+from spct.training.ranks import current
 from spct.training.rl import RlConfig, run
 
 PANELS = {
@@ -28,6 +29,8 @@ def main(args: argparse.Namespace) -> int:
     settings: dict[str, Any] = given(args, RL)
     config = RlConfig(**settings)
     result = run(config)
+    if not current().is_first:
+        return 0
     state = "finished" if result.finished else "stopped, resumable with the same command"
     skipped = f", {result.skipped} skipped because of NaN" if result.skipped else ""
     print(

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from spct.assembly import choose_device
 from spct.checkpoint.folder import find_folder
 from spct.config import parse_bytes, parse_dtype
 from spct.engine import Engine
@@ -24,6 +23,7 @@ from spct.training.labelled import Labelled, LabelledRequest, open_requests
 from spct.training.learner import Learner
 from spct.training.policy import Policy
 from spct.training.progress import Progress
+from spct.training.ranks import current
 from spct.types import Judgement, SamplingParams, ScoreRequest, VotingParams
 
 STATE_FILE = "training_state.safetensors"
@@ -41,7 +41,7 @@ class TrainingSetup:
     adapter       a LoRA folder to train on
     lora          rank of fresh LoRA adapters; 0: all weights are trained
     lora_alpha    their scale is lora_alpha / lora
-    device        "auto", "cpu", "cuda", "cuda:N": of engine and trainer
+    device        "auto", "cpu", "cuda", "cuda:N": of engine and trainer; several processes share the GPUs out
     dtype         "float32" or "bfloat16", of both; what is trained stays fp32
     kv_memory     the engine's, bytes or a text such as "512MiB"
     domains       of the project's own tasks, in turn; (): all alike
@@ -50,7 +50,7 @@ class TrainingSetup:
     seed          of the samples and of fresh adapters
     max_tokens    per sample
     micro_tokens  tokens of one forward and backward pass of the trainer, padding included
-    workers       threads
+    workers       threads of each process
     save_every    seconds between states on disk
     time_limit    seconds after which the run stops resumably; None: never
 
@@ -108,7 +108,7 @@ def at_least(config: Any, least: float, *names: str) -> None:
 
 
 class Session:
-    """One run of a method: its model, engine, requests, and the state that survives a kill.
+    """One run of a method: its model, engine, requests, and the state that survives a kill. Every rank has its own.
 
     policy, learner   what is trained, and how
     engine            samples from a copy of its weights, see `refresh_engine`
@@ -121,16 +121,20 @@ class Session:
         folder = find_folder(config.model).path
         if folder.resolve() == config.output.resolve():
             raise ConfigError(f"output: expected another folder than the model's, got {str(config.output)!r} for both")
+        self.ranks = current()
+        device = self.ranks.device(config.device)
         config.output.mkdir(parents=True, exist_ok=True)
         self.state: dict[str, Any] | None = None
         if (config.output / STATE_FILE).exists():
             self.state = load_state(config.output / STATE_FILE)
             _refuse_other_settings(config, self.state)
-        device = choose_device(config.device)
         self.requests: Labelled = open_requests(config.data, config.data_seed, config.domains)
         for i in range(len(config.domains)):
             self.requests.draw(i)
-        self._write_text_side(folder)
+        if self.ranks.is_first:
+            self._write_text_side(folder)
+        # From here on all have read the state, which rank 0 may now write, and see the template.
+        self.ranks.expect_alike(None if self.state is None else self.state["step"], f"the step of {config.output / STATE_FILE}")
         self.policy = Policy(
             folder,
             device=device,
@@ -151,7 +155,8 @@ class Session:
         self.engine = Engine.from_pretrained(
             folder, device=str(device), dtype=config.dtype, template=str(template) if template.exists() else None, **options
         )
-        self._log_start()
+        if self.ranks.is_first:
+            self._log_start()
 
     def is_correct(self, item: LabelledRequest, scores: tuple[int, ...] | None) -> bool:
         """Tell whether a sample's scores agree with the truth of the request that it judged."""
@@ -186,7 +191,9 @@ class Session:
             yield number, judgement
 
     def save(self, step: int, **extra: Any) -> None:
-        """Write state and model, each file atomically."""
+        """Write state and model, each file atomically; rank 0 does, since all have the same."""
+        if not self.ranks.is_first:
+            return
         state = {"step": step, "settings": _deciding(self.config), "policy": self.policy.state(), "learner": self.learner.state()}
         save_atomically(self.config.output / STATE_FILE, {**state, **extra})
         self.policy.save(self.config.output)
@@ -210,7 +217,7 @@ class Session:
     def _log_start(self) -> None:
         start = 0 if self.state is None else self.state["step"]
         with (self.config.output / "runs.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"from_step": start, **describe(self.config)}) + "\n")
+            log.write(json.dumps({"from_step": start, "ranks": self.ranks.size, **describe(self.config)}) + "\n")
 
 
 class RunProgress(Progress):

@@ -1,7 +1,7 @@
 """Supervised cold start: the judge learns to write demonstrations, of the project's own judging tasks or those of a file.
 
 Every step is a function of the seed, the step's number and the weights before it, so a run that was killed and resumed ends with
-bitwise the weights of one that was not (same machine, thread settings and versions).
+bitwise the weights of one that was not (same machine, thread settings and versions). Several processes share each step's batches out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from spct.training.packed_model import ATTENTION
 from spct.training.packing import Packed, draw_batches, draw_warm_ups
 from spct.training.policy import Policy
 from spct.training.progress import Progress
+from spct.training.ranks import current
 from spct.training.tasks import MAX_RESPONSES
 
 STATE_FILE = "training_state.safetensors"
@@ -56,7 +58,8 @@ class SftConfig:
     tokens        tokens after which the run stops likewise; None: never
     domains       of the own tasks: the domains in turn, some of them more than once for a larger share; (): all alike
     prompts       prompts per step, `group` demonstrations under each (of a given row at most), in `micro_batches` batches by
-                  `workers` threads
+                  `workers` threads of each process
+    device        "auto", "cpu", "cuda" or "cuda:N"; several processes share the GPUs out
     easy_steps    steps after these that show two responses at most
     small_steps   steps at the very start with small warm-up prompts that grow (a fresh model's only)
     mixed_steps   steps after these in which half of the prompts are still small
@@ -98,6 +101,7 @@ class SftConfig:
     prompt_weight: float = 0.1
     bf16: bool = True
     save_every: float = 60.0
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what can't be trained."""
@@ -156,8 +160,10 @@ def run(config: SftConfig) -> SftResult:
     InputError or CapacityError naming a line of given demonstrations that can't be learnt.
     """
     torch.set_num_threads(1)
+    ranks = current()
+    device = ranks.device(config.device)
     config.output.mkdir(parents=True, exist_ok=True)
-    model, prompt, policy = _start(config)
+    model, prompt, policy = _start(config, device)
     data = _read_given(config, prompt, model)
     length, digest = _length(config, data), None if data is None else data.digest
     # Muon is for whole matrices; the two thin ones of an adapter are AdamW's.
@@ -174,13 +180,17 @@ def run(config: SftConfig) -> SftResult:
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         step, tokens, elapsed, loss = state["step"], state["tokens"], state["seconds"], state["loss"]
+    ranks.expect_alike(step, f"the step of {state_path}")
     began = saved_at = time.monotonic()
 
-    with (config.output / "runs.jsonl").open("a", encoding="utf-8") as log:
-        counts = {} if data is None else {"rows": len(data.rows), "texts": data.num_texts, "too_long": data.num_long}
-        log.write(json.dumps({"from_step": step, **describe(config), **asdict(length), **counts}) + "\n")
+    if ranks.is_first:
+        with (config.output / "runs.jsonl").open("a", encoding="utf-8") as log:
+            counts = {} if data is None else {"rows": len(data.rows), "texts": data.num_texts, "too_long": data.num_long}
+            log.write(json.dumps({"from_step": step, "ranks": ranks.size, **describe(config), **asdict(length), **counts}) + "\n")
 
     def save() -> None:
+        if not ranks.is_first:
+            return
         weights = policy.state() if policy is not None and config.has_adapter else model.state_dict()
         state = {"model": weights, "optimisers": [o.state_dict() for o in optimisers], "step": step, "tokens": tokens}
         given = {} if digest is None else {"demonstrations": digest}
@@ -190,11 +200,13 @@ def run(config: SftConfig) -> SftResult:
         else:
             finish_folder(model, config.output)
 
-    with Progress(length.steps, step, config.output / "metrics.jsonl") as progress, ThreadPoolExecutor(config.workers) as pool:
-        while step < length.steps and not _spent(config, tokens, time.monotonic() - began):
+    workers = config.workers if device.type == "cpu" else 1
+    with Progress(length.steps, step, config.output / "metrics.jsonl") as progress, ThreadPoolExecutor(workers) as pool:
+        while step < length.steps and not ranks.first(_spent(config, tokens, time.monotonic() - began)):
             batches = _draw(config, prompt, data, step)
+            own = [batches[i].to(device) for i in ranks.weigh([b.num_tokens for b in batches])]
             rate = learning_rate(step, steps=length.steps, warmup=length.warmup, decay=length.decay, peak=config.lr)
-            step_loss, norm = train_step(model, optimisers, batches, rate, config, pool)
+            step_loss, norm = train_step(model, optimisers, own, rate, config, pool)
             loss = step_loss if loss != loss else 0.98 * loss + 0.02 * step_loss
             tokens += sum(b.num_tokens for b in batches)
             step += 1
@@ -214,7 +226,9 @@ def train_step(
     config: SftConfig,
     pool: ThreadPoolExecutor,
 ) -> tuple[float, float]:
-    """Do one step; return the mean loss per demonstration token and the gradient's norm.
+    """Do one step over the batches of all ranks; return the mean loss per demonstration token and the gradient's norm.
+
+    batches  of this rank, perhaps none
 
     The batches run in parallel threads; their gradients are added in a fixed order.
     """
@@ -223,16 +237,16 @@ def train_step(
     def gradients(batch: Packed) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         # Autocast's cache of cast weights is one for all threads and emptied by whichever leaves first, so with it a tied head's two
         # gradients would be added in bf16 or in fp32 by chance.
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16, cache_enabled=False):
+        with torch.autocast(parameters[0].device.type, dtype=torch.bfloat16, enabled=config.bf16, cache_enabled=False):
             loss, own, count = demonstration_loss(model, batch, config.prompt_weight)
         return torch.autograd.grad(loss, parameters), own, count
 
     outcomes = list(pool.map(gradients, batches))
-    count = sum(int(c) for _, _, c in outcomes)
-    for i, parameter in enumerate(parameters):
-        total = outcomes[0][0][i]
-        for grads, _, _ in outcomes[1:]:
-            total = total + grads[i]
+    shares = current().gather((sum(float(own) for _, own, _ in outcomes), sum(int(c) for _, _, c in outcomes)))
+    own, count = (sum(share) for share in zip(*shares, strict=True))
+    nothing = [torch.zeros_like(p) for p in parameters] if not outcomes else []
+    sums = nothing or [reduce(torch.add, grads) for grads in zip(*(grads for grads, _, _ in outcomes), strict=True)]
+    for parameter, total in zip(parameters, current().add(sums), strict=True):
         parameter.grad = total / count
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
     for optimiser in optimisers:
@@ -240,7 +254,7 @@ def train_step(
             group["lr"] = rate
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-    return float(sum(float(own) for _, own, _ in outcomes)) / count, norm
+    return own / count, norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +290,8 @@ def _check_same_data(path: Path, saved: str | None, digest: str | None) -> None:
 
 
 def _draw(config: SftConfig, prompt: JudgePrompt, data: GivenDemonstrations | None, step: int) -> list[Packed]:
-    shape = {"num_prompts": config.prompts, "group": config.group, "micro_batches": config.micro_batches}
+    cuts = min(config.prompts, config.micro_batches * current().size)
+    shape = {"num_prompts": config.prompts, "group": config.group, "micro_batches": cuts}
     if data is not None:
         return data.draw(step, seed=config.seed, **shape)
     small = config.small_steps if config.model is None else 0
@@ -286,7 +301,7 @@ def _draw(config: SftConfig, prompt: JudgePrompt, data: GivenDemonstrations | No
     most = 2 if done < config.easy_steps else MAX_RESPONSES
     if done >= config.mixed_steps or config.prompts < 2:
         return draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, domains=config.domains, **shape)
-    half = {**shape, "num_prompts": config.prompts // 2, "micro_batches": max(1, config.micro_batches // 2)}
+    half = {**shape, "num_prompts": config.prompts // 2, "micro_batches": max(1, cuts // 2)}
     real = draw_batches(prompt, split="train", seed=config.seed, step=step, max_responses=most, domains=config.domains, **half)
     return real + draw_warm_ups(prompt, seed=config.seed, step=step, progress=1.0, **half)
 
@@ -296,28 +311,33 @@ def _spent(config: SftConfig, tokens: int, seconds: float) -> bool:
     return over_time or (config.tokens is not None and tokens >= config.tokens)
 
 
-def _start(config: SftConfig) -> tuple[Any, JudgePrompt, Policy | None]:
+def _start(config: SftConfig, device: torch.device) -> tuple[Any, JudgePrompt, Policy | None]:
     """Load or make the model and its prompt; write the text side of the output folder where it is new.
 
     A model that was loaded comes with its policy, which knows what is trained and how it is saved.
     """
-    source = config.model or config.tokenizer
     tokenizer_file = config.output / "tokenizer.json"
+    if current().is_first:
+        _write_text_side(config, tokenizer_file)
+    current().wait()
+    prompt = JudgePrompt(config.output)
+    if config.model is not None:
+        policy = Policy(config.model, device=device, rank=config.lora, alpha=config.lora_alpha, adapter=config.adapter, seed=config.seed)
+        return policy.model, prompt, policy
+    vocabulary = json.loads(tokenizer_file.read_text(encoding="utf-8"))["model"]["vocab"]
+    model = fresh_model(config.size, len(vocabulary), prompt.eos_token_ids[0], config.seed)
+    model.set_attn_implementation(ATTENTION)
+    model.train().to(device)
+    return model, prompt, None
+
+
+def _write_text_side(config: SftConfig, tokenizer_file: Path) -> None:
+    source = config.model or config.tokenizer
     if source is not None:
         copy_text_side(source, config.output)
     elif not tokenizer_file.exists():
         template = config.template or Path(__file__).parent.parent / "embedded" / "judge_template.jinja"
         write_text_side(config.output, template.read_text(encoding="utf-8"), config.size.vocab_size)
-    prompt = JudgePrompt(config.output)
-    if config.model is not None:
-        cpu = torch.device("cpu")
-        policy = Policy(config.model, device=cpu, rank=config.lora, alpha=config.lora_alpha, adapter=config.adapter, seed=config.seed)
-        return policy.model, prompt, policy
-    vocabulary = json.loads(tokenizer_file.read_text(encoding="utf-8"))["model"]["vocab"]
-    model = fresh_model(config.size, len(vocabulary), prompt.eos_token_ids[0], config.seed)
-    model.set_attn_implementation(ATTENTION)
-    model.train()
-    return model, prompt, None
 
 
 def describe(config: SftConfig) -> dict[str, object]:

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from spct.errors import ConfigError
+from spct.training.ranks import current
 from spct.training.sft import SftConfig, SftResult, run
 
 _COPIED = (
     "output", "model", "lora", "lora_alpha", "adapter", "tokenizer", "template", "steps", "warmup", "decay", "time_limit", "tokens", "seed",
     "lr", "optimizer", "domains", "prompts", "group", "easy_steps", "small_steps", "mixed_steps", "workers", "micro_batches", "save_every",
-    "demonstrations", "epochs", "max_length", "skip_long", "prompt_weight",
+    "demonstrations", "epochs", "max_length", "skip_long", "prompt_weight", "device",
 )  # fmt: skip
 
 
@@ -27,6 +28,8 @@ def main(args: argparse.Namespace) -> int:
         **{name: getattr(args, name) for name in _COPIED if name != "domains"}, domains=tuple(args.domains), bf16=not args.fp32
     )
     result: SftResult = run(config)
+    if not current().is_first:
+        return 0
     state = "finished" if result.finished else "stopped, resumable with the same command"
     if result.num_long:
         print(f"spct: {result.num_long} rows of {config.demonstrations} were too long and left out", file=sys.stderr)

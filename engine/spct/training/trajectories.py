@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from spct.errors import CheckpointError
+from spct.training.ranks import Ranks
 
 Outcome = Literal["mixed", "all_correct", "none_correct"]
 
@@ -59,31 +59,38 @@ def outcome_of(correct: Sequence[bool]) -> Outcome:
 
 
 class TrajectoryFile:
-    """`trajectories.jsonl`: appended row by row; a torn last row (its process was killed) is cut off when it is opened.
+    """`trajectories.jsonl`: appended row by row, by every rank in a file of its own until they exchange what they have drawn.
+
+    A torn last row (its process was killed) is cut off when the file is opened.
 
     Raises: CheckpointError naming the line that is no such row.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, ranks: Ranks | None = None) -> None:
+        self.path, self.ranks = path, ranks or Ranks()
         self.rows: list[Drawn] = []
-        if path.exists():
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                os.truncate(path, len(whole))
-            for number, line in enumerate(whole.splitlines(), 1):
-                try:
-                    self.rows.append(_drawn(json.loads(line)))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise CheckpointError(f"{path}, line {number}: expected a row of drawn samples ({error}); remove the file") from None
-        self._file = path.open("a", encoding="utf-8")
+        self._read()
 
     def append(self, row: Drawn) -> None:
         """Add a row and hand it to the system, so that a kill of this process can't lose it."""
         self._file.write(json.dumps(asdict(row)) + "\n")
         self._file.flush()
         self.rows.append(row)
+
+    def exchange(self) -> None:
+        """Wait for all ranks and take up what they have appended."""
+        if self.ranks.size > 1:
+            self._file.close()
+            self._read()
+
+    def _read(self) -> None:
+        self.rows = []
+        for number, line in enumerate(self.ranks.fold(self.path).splitlines(), 1):
+            try:
+                self.rows.append(_drawn(json.loads(line)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{self.path}, line {number}: expected a row of drawn samples ({error}); remove the file") from None
+        self._file = self.ranks.part(self.path).open("a", encoding="utf-8")
 
     def of_round(self, number: int) -> list[Drawn]:
         """Give the rows of a round by the index of their request, in whatever order they were drawn."""
