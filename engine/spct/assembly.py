@@ -56,7 +56,7 @@ def assemble(model: str, config: EngineConfig) -> Assembly:
         backend=config.backend,
         deterministic=config.deterministic,
     )
-    prompt = JudgePrompt(loaded.folder, template=config.template, chat_template_kwargs=config.chat_template_kwargs)
+    prompt = JudgePrompt(loaded.folder, template=config.judge_template, chat_template_kwargs=config.chat_template_kwargs)
     kv_dtype = loaded.dtypes.kv if config.kv_dtype == "auto" else getattr(torch, config.kv_dtype)
     limits = plan_limits(loaded.spec.max_context, bytes_per_slot(loaded.spec, kv_dtype), config)
     kv = KVCache.allocate(loaded.spec, limits.num_pages * PAGE_SIZE, kv_dtype, device)

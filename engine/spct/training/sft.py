@@ -21,7 +21,7 @@ from spct.errors import CheckpointError, ConfigError
 from spct.prompting.judge import JudgePrompt
 from spct.training.checkpoints import load_state, save_atomically
 from spct.training.demonstration_loss import demonstration_loss
-from spct.training.folder import ModelSize, copy_text_side, finish_folder, fresh_model, write_text_side
+from spct.training.folder import ModelSize, copy_text_side, finish_folder, fresh_model, read_template, write_text_side
 from spct.training.given import GivenDemonstrations, read_demonstrations
 from spct.training.optimisers import learning_rate, make_optimisers
 from spct.training.packed_model import ATTENTION
@@ -45,7 +45,7 @@ class SftConfig:
     lora_alpha    their scale is lora_alpha / lora
     adapter       a LoRA folder to train on, instead
     tokenizer     folder whose tokenizer and template a fresh model takes; None: trained on the tasks
-    template      file of a fresh model's judge template; None: the embedded model's
+    template      judge template: a name, a file, or None for the model's own (a fresh one's: the embedded model's)
     demonstrations  file of given demonstrations (`spct.training.given`); None: the project's own tasks
     epochs        passes over that file, in place of `steps`; None: 2
     max_length    tokens of a prompt with a demonstration of that file; None: the model's context
@@ -72,7 +72,7 @@ class SftConfig:
     lora_alpha: float = 16.0
     adapter: Path | None = None
     tokenizer: Path | None = None
-    template: Path | None = None
+    template: str | Path | None = None
     size: ModelSize = field(default_factory=ModelSize)
     demonstrations: Path | None = None
     epochs: int | None = None
@@ -304,14 +304,23 @@ def _start(config: SftConfig) -> tuple[Any, JudgePrompt, Policy | None]:
     source = config.model or config.tokenizer
     tokenizer_file = config.output / "tokenizer.json"
     if source is not None:
-        copy_text_side(source, config.output)
+        copy_text_side(source, config.output, adapter=config.adapter, template=config.template)
     elif not tokenizer_file.exists():
         template = config.template or Path(__file__).parent.parent / "embedded" / "judge_template.jinja"
-        write_text_side(config.output, template.read_text(encoding="utf-8"), config.size.vocab_size)
+        write_text_side(config.output, read_template(template), config.size.vocab_size)
     prompt = JudgePrompt(config.output)
     if config.model is not None:
         cpu = torch.device("cpu")
-        policy = Policy(config.model, device=cpu, rank=config.lora, alpha=config.lora_alpha, adapter=config.adapter, seed=config.seed)
+        policy = Policy(
+            config.model,
+            device=cpu,
+            # Of adapted matrices, which are frozen: stored as they are multiplied, not converted at every use.
+            dtype="bfloat16" if config.bf16 and config.has_adapter else "float32",
+            rank=config.lora,
+            alpha=config.lora_alpha,
+            adapter=config.adapter,
+            seed=config.seed,
+        )
         return policy.model, prompt, policy
     vocabulary = json.loads(tokenizer_file.read_text(encoding="utf-8"))["model"]["vocab"]
     model = fresh_model(config.size, len(vocabulary), prompt.eos_token_ids[0], config.seed)
