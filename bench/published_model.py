@@ -130,10 +130,10 @@ def main() -> None:
     parser.add_argument("--domains", nargs="+", default=["passage", "table"], help="of the project's own tasks")
     for name, default, told in (
         ("items", 104, "held-out items of every evaluation"),
-        ("steps", 32, "of supervised training, 8 demonstrations each"),
-        ("requests", 64, "of the round of rejective fine-tuning, 4 samples each"),
-        ("meta-items", 32, "that the meta head learns from"),
-        ("meta-validation", 24, "that it is judged on"),
+        ("steps", 24, "of supervised training, 8 demonstrations each"),
+        ("requests", 48, "of the round of rejective fine-tuning, 4 samples each"),
+        ("meta-items", 20, "that the meta head learns from"),
+        ("meta-validation", 16, "that it is judged on"),
         ("max-tokens", 160, "of a sample"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{told} ({default})")

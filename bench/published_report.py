@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -35,7 +36,7 @@ def published_table(report: dict[str, Any]) -> str:
         cells = [_share(told["valid_rate"], *wilson(told["valid"], told["samples"]))]
         cells += [_share(told["voting"][k], *told["intervals"][k]) for k in KS]
         lines.append(f"| {NAMES[name]} | " + " | ".join([*cells, f"{told['tokens'] / told['samples']:.0f}"]) + " |")
-    for before, name in zip(judged, judged[1:], strict=False):
+    for before, name in itertools.pairwise(judged):
         cells = [_difference(*stages[name]["against"][k]) for k in KS]
         lines.append(f"| {NAMES[name]} - {NAMES[before]} | | " + " | ".join(cells) + " | |")
     for domain in sorted(stages[judged[-1]]["subsets"]):

@@ -80,6 +80,7 @@ TABLES = {
     "best-of-n": best_of_n_table,
     "baselines": baselines_table,
     "stages": stages_table,
+    "published-model": published_table,
 }
 
 
