@@ -66,6 +66,11 @@ def test_loss_falls(trained):
     assert sum(r["loss"] for r in rows[-5:]) / 5 < rows[0]["loss"] - 0.7
 
 
+def test_the_loss_that_a_short_run_tells_is_that_of_its_end(trained):
+    losses = [json.loads(line)["loss"] for line in (trained[0] / "metrics.jsonl").read_text().splitlines()]
+    assert min(losses[-6:]) <= trained[1].loss <= max(losses[-9:]) < losses[0]
+
+
 def test_resumed_run_ends_bitwise_like_the_unbroken_one(trained, text_side, tmp_path):
     program = (
         "from pathlib import Path; from spct.training.folder import ModelSize; from spct.training.sft import SftConfig, run; "
