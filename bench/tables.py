@@ -17,6 +17,7 @@ from typing import Any
 
 from judge_report import baselines_table, best_of_n_table
 from peer_report import peers_table, startup_table
+from published_report import published_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -73,7 +74,14 @@ def stages_table(report: dict[str, Any]) -> str:
 
 
 # What a report's "bench" names; a report without it is one of accuracies.
-TABLES = {"peers": peers_table, "startup": startup_table, "best-of-n": best_of_n_table, "baselines": baselines_table, "stages": stages_table}
+TABLES = {
+    "peers": peers_table,
+    "startup": startup_table,
+    "best-of-n": best_of_n_table,
+    "baselines": baselines_table,
+    "stages": stages_table,
+    "published-model": published_table,
+}
 
 
 def fill(text: str) -> str:

@@ -57,7 +57,7 @@ def assemble(model: str, config: EngineConfig) -> Assembly:
         backend=config.backend,
         deterministic=config.deterministic,
     )
-    prompt = JudgePrompt(loaded.folder, template=config.template, chat_template_kwargs=config.chat_template_kwargs)
+    prompt = JudgePrompt(loaded.folder, template=config.judge_template, chat_template_kwargs=config.chat_template_kwargs)
     return_freed_memory()  # reading a tokenizer leaves some 30 MiB
     kv_dtype = loaded.dtypes.kv if config.kv_dtype == "auto" else getattr(torch, config.kv_dtype)
     limits = plan_limits(loaded.spec.max_context, bytes_per_slot(loaded.spec, kv_dtype), config)

@@ -70,7 +70,7 @@ class EngineConfig:
     max_prefill_tokens   prompt rows in one step, beside the decoding rows
     num_threads    of torch's pool; None leaves it alone
     chat_template_kwargs   handed to the checkpoint's chat template
-    template       judge template: a name, a path, or None for the checkpoint's own, else "default"
+    template       judge template: a name, a path, or None for the adapter's or the checkpoint's own, else "default"
     deterministic  True: a row's bits never depend on the batch
     cuda_graphs    capture decode steps on a GPU as CUDA graphs; tested without a GPU only, hence off
     check_weights  refuse NaN and Inf in the checkpoint
@@ -121,6 +121,12 @@ class EngineConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}: expected a positive integer, got {value!r}")
+
+    @property
+    def judge_template(self) -> str | None:
+        """The template asked for, or the one that an adapter was trained with; None: the checkpoint's own, else "default"."""
+        own = None if self.adapter is None else os.path.join(self.adapter, "judge_template.jinja")
+        return own if self.template is None and own is not None and os.path.isfile(own) else self.template
 
     @classmethod
     def create(cls, options: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> EngineConfig:

@@ -164,3 +164,18 @@ def test_another_data_seed_draws_other_items_of_the_same_domains(tmp_path):
     first, second = embedded_test.load(20), embedded_test.load(20, 5)
     assert not {item.query for item in first} & {item.query for item in second}
     assert [item.domain for item in first] == [item.domain for item in second]
+
+
+def test_domains_alone_and_only_of_the_own_split(model, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    assert spct("eval", "embedded-test", *FLAGS, "--domains", "table", "passage", "--dry-run", "-o", tmp_path) == 0
+    assert {name: row["items"] for name, row in json.loads((tmp_path / "accuracy.json").read_text())["subsets"].items()} == {
+        "table": 3,
+        "passage": 3,
+    }
+    assert [item.domain for item in embedded_test.load(3, domains=("table", "passage"))] == ["table", "passage", "table"]
+    assert spct("eval", rows, "--domains", "table") == 2
+    assert "--domains: of the items of embedded-test" in capsys.readouterr().err
+    assert spct("eval", "embedded-test", "--domains", "chess") == 2
+    assert "expected one of arithmetic, table" in capsys.readouterr().err

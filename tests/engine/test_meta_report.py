@@ -5,12 +5,14 @@ import math
 import random
 
 import pytest
+import torch
 from tiny_meta import write_judge
 
 from spct import Engine, SamplingParams
 from spct.cli.main import main as spct_main
 from spct.training.labelled import LabelledRequest
 from spct.training.meta_report import Judged, compare_forms, measure_cost, report_form
+from spct.training.policy import Policy
 from spct.types import Sample, ScoreRequest
 
 FEW = [
@@ -132,6 +134,30 @@ def test_command_line_trains_both_forms_and_reports_them(tmp_path, capsys):
         capsys.readouterr()
         assert spct_main([*question, *words, "--filter", "meta"]) == 0
         assert all(isinstance(s["meta_score"], float) for s in json.loads(capsys.readouterr().out)["samples"])
+
+
+def test_a_judge_with_an_adapter_gets_its_head(tmp_path):
+    judge, adapter, out = write_judge(tmp_path / "judge"), tmp_path / "adapter", tmp_path / "out"
+    policy = Policy(judge, device=torch.device("cpu"), rank=2)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1)
+    adapter.mkdir()
+    policy.save(adapter)
+    (adapter / "judge_template.jinja").write_text((judge / "judge_template.jinja").read_text() + "Now.")
+    command = ["train", "meta", "-o", str(out), "--model", str(judge), "--adapter", str(adapter), "--votes", "2", *FEW]
+    assert spct_main(command) == 0
+    drawn = (out / "samples.jsonl").read_bytes()
+    assert spct_main([*command, "--no-report"]) == 0 and (out / "samples.jsonl").read_bytes() == drawn
+    with Engine.from_pretrained(judge, adapter=str(adapter)) as adapted, Engine.from_pretrained(out / "fused") as merged:
+        request = ScoreRequest("q", ["a", "b"])
+        ids = adapted.prompt.encode(request)
+        assert ids == merged.prompt.encode(request)
+        assert float((adapted.logits(ids) - merged.logits(ids)).abs().max()) < 1e-5
+        assert all(
+            s.meta_score is not None for s in merged.score("q", ["a", "b"], sampling=SamplingParams(samples=2, max_tokens=4)).samples
+        )
+    assert json.loads((out / "report.json").read_text())["settings"]["adapter"] == str(adapter)
 
 
 def test_a_stopped_training_is_told_and_not_reported(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The trainer's model says of every token what transformers and the engine say, in either layout, whole or through adapters."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -187,6 +188,27 @@ def test_the_engine_runs_an_adapter_as_it_was_trained(adapted):
         drawn = live.generate(prompt, SamplingParams(samples=2, max_tokens=8))
     ours = scores_of(policy, [Example(prompt, tuple(g.token_ids for g in drawn))])
     assert float((ours - torch.tensor([p for g in drawn for p in g.logprobs])).abs().max()) < 1e-4
+
+
+def test_adapters_compute_what_peft_computes(adapted):
+    base, _, saved = adapted
+
+    def outcome(dtype, fused):
+        policy = Policy(base, device=CPU, dtype=dtype, adapter=saved)
+        _, (batch,) = policy.batches(EXAMPLES, 10**6)
+        layers = [module for module in policy.model.modules() if hasattr(module, "lora_A")]
+        assert len(layers) == 7 * 3 and all("forward" in vars(layer) for layer in layers)
+        for layer in layers if not fused else ():
+            del layer.forward
+        assert all(p.dtype == torch.float32 for p in policy.parameters())
+        scores = policy.scores(batch).logprob
+        weight = torch.linspace(-1, 1, len(batch.targets))
+        return torch.cat([g.flatten() for g in (scores, *torch.autograd.grad((weight * scores).sum(), policy.parameters()))]).detach()
+
+    exact = outcome("float32", False)
+    error = {key: float((outcome(*key) - exact).norm() / exact.norm()) for key in itertools.product(("float32", "bfloat16"), (True, False))}
+    assert error["float32", True] < 1e-5 and error["float32", False] == 0.0
+    assert 0 < error["bfloat16", True] < 1.1 * error["bfloat16", False]
 
 
 def test_the_reference_is_the_model_as_it_was_at_the_start(adapted):

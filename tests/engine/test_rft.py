@@ -302,6 +302,18 @@ def test_other_settings_are_refused_and_more_rounds_are_not(unbroken, tmp_path):
     assert again.finished and again.step == result.step
 
 
+def test_an_engine_in_int8_draws_what_is_trained_on_in_fp32(tmp_path, monkeypatch):
+    options, make = [], Engine.from_pretrained
+    monkeypatch.setattr(Engine, "from_pretrained", lambda *model, **given: options.append(given) or make(*model, **given))
+    result = run(RftConfig(output=tmp_path, **{**SETTINGS, "rounds": 1, "weights": "int8"}))
+    assert result.finished and result.step > 0 and options[0]["weights"] == "int8"
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(tmp_path / "model.safetensors").values())
+    (counts,) = result.statistics
+    assert counts["correct"] > counts["samples"] / 2
+    with pytest.raises(ConfigError, match="weights: expected int8, with which the run"):
+        run(RftConfig(output=tmp_path, **{**SETTINGS, "rounds": 1}))
+
+
 def test_the_command_line_tells_what_was_kept(unbroken, tmp_path, capsys):
     folder, result = unbroken
     flags = f"--rounds 2 --requests {NUM} --samples 3 --hinted --epochs 1 --prompts 2 --workers 1 --lr 3e-4 --max-tokens 200"

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
-from spct import Engine, SamplingParams
+from spct import Engine, SamplingParams, ScoreRequest
 from spct.cli.main import main as spct_main
 from spct.errors import CheckpointError, ConfigError
 from spct.prompting import JudgePrompt
@@ -30,6 +30,8 @@ from spct.training.optimisers import learning_rate
 from spct.training.packed_model import ATTENTION, packed_loss
 from spct.training.packing import draw_batches, example_tokens, pack
 from spct.training.policy import Policy
+from spct.training.rft import RftConfig
+from spct.training.session import Session as RftSession
 from spct.training.sft import STATE_FILE, SftConfig, run
 from spct.training.tasks import draw_item
 
@@ -62,6 +64,11 @@ def test_loss_falls(trained):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == list(range(1, 25)) and result.finished
     assert sum(r["loss"] for r in rows[-5:]) / 5 < rows[0]["loss"] - 0.7
+
+
+def test_the_loss_that_a_short_run_tells_is_that_of_its_end(trained):
+    losses = [json.loads(line)["loss"] for line in (trained[0] / "metrics.jsonl").read_text().splitlines()]
+    assert min(losses[-6:]) <= trained[1].loss <= max(losses[-9:]) < losses[0]
 
 
 def test_resumed_run_ends_bitwise_like_the_unbroken_one(trained, text_side, tmp_path):
@@ -155,6 +162,30 @@ def test_adapters_learn_demonstrations(trained, tmp_path):
     for wrong in (dict(lora=2), dict(model=trained[0], lora=2, adapter=tmp_path / "a"), dict(model=trained[0], lora=1, lora_alpha=0.0)):
         with pytest.raises(ConfigError, match="lora"):
             SftConfig(output=tmp_path, **wrong)
+
+
+def test_an_adapter_keeps_the_template_that_it_was_trained_with(trained, tmp_path, capsys):
+    template = tmp_path / "own.jinja"
+    template.write_text("Judge: {{ query }}{% for response in responses %}|{{ response }}{% endfor %}")
+    command = ["train", "sft", "--model", str(trained[0]), "--lora", "2", "--prompts", "2", "--micro-batches", "1", "--workers", "1"]
+    small = ["--steps", "1", "--easy-steps", "0", "--template", str(template), "-o", str(tmp_path / "a")]
+    assert spct_main([*command, *small]) == 0
+    assert (tmp_path / "a" / "judge_template.jinja").read_text() == template.read_text()
+    shown = JudgePrompt(trained[0], template=template).encode(ScoreRequest("q", ["a", "b"]))
+    with Engine.from_pretrained(trained[0], adapter=str(tmp_path / "a")) as engine:
+        assert engine.prompt.encode(ScoreRequest("q", ["a", "b"])) == shown
+    with Engine.from_pretrained(trained[0], adapter=str(tmp_path / "a"), template="default") as engine:
+        assert engine.prompt.encode(ScoreRequest("q", ["a", "b"])) != shown
+    # Another method goes on with it, and so does this one in a folder of its own.
+    RftSession(RftConfig(output=tmp_path / "b", model=str(trained[0]), adapter=tmp_path / "a")).close()
+    run(SftConfig(output=tmp_path / "c", model=trained[0], adapter=tmp_path / "a", steps=1, small_steps=0, prompts=1, micro_batches=1))
+    assert all((tmp_path / name / "judge_template.jinja").read_text() == template.read_text() for name in "bc")
+    template.write_text(template.read_text() + "!")
+    capsys.readouterr()
+    assert spct_main([*command, *small]) == 2
+    assert "is another, with which this folder's run began" in capsys.readouterr().err
+    assert spct_main([*command, *small[:-3], str(tmp_path / "none"), "-o", str(tmp_path / "d")]) == 2
+    assert "expected a template's name or a readable UTF-8 file" in capsys.readouterr().err
 
 
 def test_training_prompts_are_those_of_inference(trained):

@@ -53,7 +53,7 @@ def dry_run(source: Source, model: str, engine_options: Mapping[str, Any], sampl
     """
     plan = plan_model(model, EngineConfig.create(engine_options))
     resolve_filter(voting.filter, plan.meta_pooling is not None or plan.config.meta_model is not None)
-    prompt = JudgePrompt(plan.folder, template=plan.config.template, chat_template_kwargs=plan.config.chat_template_kwargs)
+    prompt = JudgePrompt(plan.folder, template=plan.config.judge_template, chat_template_kwargs=plan.config.chat_template_kwargs)
     totals = Totals()
     as_table = sys.stdout.isatty()
     errors: list[dict[str, Any]] = []

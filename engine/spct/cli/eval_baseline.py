@@ -25,7 +25,7 @@ def evaluate_baseline(args: Namespace, form: str, data: EvalData) -> dict[str, A
     critiques = None if args.output is None else args.output / "critiques.jsonl"
     with ProgressBar(form, len(data.items)) as bar:
         rows = verdicts(form, Path(args.model), data.items, device=device, max_tokens=args.max_tokens, done=bar.advance, drawn=critiques)
-    settings = {name: getattr(args, name) for name in ("limit", "data_seed", "permute", "max_tokens")}
+    settings = {name: getattr(args, name) for name in ("limit", "domains", "data_seed", "permute", "max_tokens")}
     told = {**baseline_report(data.truths, rows), "settings": {"model": Path(args.model).name, "form": form, "data": data.name, **settings}}
     print(table(told), flush=True)
     if "several" in told:

@@ -42,13 +42,15 @@ def read_data(args: Namespace) -> EvalData:
     if args.data == [embedded_test.SPLIT]:
         if args.format != AUTO:
             raise ConfigError(f"--format: {embedded_test.SPLIT} is no file; leave the flag out")
-        items = embedded_test.load(args.limit, embedded_test.DATA_SEED if args.data_seed is None else args.data_seed)
+        items = embedded_test.load(args.limit, embedded_test.DATA_SEED if args.data_seed is None else args.data_seed, args.domains or ())
         items = embedded_test.permute_responses(items) if args.permute else items
         return EvalData(embedded_test.SPLIT, items, [embedded_test.truth_of(item) for item in items])
     if embedded_test.SPLIT in args.data:
         raise ConfigError(f"eval: {embedded_test.SPLIT} stands alone; evaluate files in a run of their own")
     if args.data_seed is not None:
         raise ConfigError(f"--data-seed: draws a split of {embedded_test.SPLIT}; files hold what they hold")
+    if args.domains:
+        raise ConfigError(f"--domains: of the items of {embedded_test.SPLIT}; leave the flag out for files, which hold what they hold")
     rows = load([Path(name) for name in args.data], args.format)
     rows = rows if args.limit is None else take_in_turn(rows, args.limit)
     rows = embedded_test.permute_responses(rows) if args.permute else rows

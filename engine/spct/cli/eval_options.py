@@ -32,6 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--format", default="auto", metavar="NAME", help="of the files: auto (told by their first row), rewardbench, rm-bench, ..."
     )
     group.add_argument("--limit", type=int, metavar="N", help="items at most, the domains in turn (embedded-test: 2000; files: all)")
+    group.add_argument("--domains", nargs="+", metavar="D", help="of embedded-test: only these, in turn (default: all)")
     group.add_argument("--data-seed", type=int, metavar="N", help="draw a fresh split of embedded-test from the same held-out problems")
     group.add_argument(
         "--permute", action="store_true", help="control: every query gets the responses of another; accuracy must fall to chance"

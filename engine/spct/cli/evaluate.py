@@ -242,7 +242,7 @@ def _read(samples: Path, items: Sequence[Question], ways: Sequence[Pass]) -> _Dr
 
 def _settings(args: Namespace, data: EvalData) -> dict[str, Any]:
     """What was run, for whoever reads the report later; no path of this machine."""
-    names = ("format", "samples", "temperature", "max_tokens", "limit", "seed", "data_seed", "permute")
+    names = ("format", "samples", "temperature", "max_tokens", "limit", "domains", "seed", "data_seed", "permute")
     versions = {"spct": spct.__version__, "torch": torch.__version__, "python": platform.python_version()}
     model = args.model if args.model == "embedded" else Path(args.model).name
     return {

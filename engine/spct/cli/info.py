@@ -51,7 +51,7 @@ def model_card(name: str, plan: ModelPlan) -> dict[str, Any]:
         "windows": sorted({layer.kv.window for layer in spec.layers if layer.kv.window is not None}),
         "max_context": plan.limits.max_context,
         "meta_head": plan.meta_pooling,
-        "template": config.template or own_template,
+        "template": config.judge_template or own_template,
         "device": str(plan.device),
         "weights": plan.dtypes.scheme,
         "weights_bytes": weights_bytes(spec, plan.dtypes, plan.device),

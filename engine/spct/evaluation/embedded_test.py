@@ -18,15 +18,17 @@ DEFAULT_ITEMS = 2_000
 AnyItem = TypeVar("AnyItem", Item, BenchmarkItem)
 
 
-def load(limit: int | None = None, data_seed: int = DATA_SEED) -> list[Item]:
+def load(limit: int | None = None, data_seed: int = DATA_SEED, domains: Sequence[str] = ()) -> list[Item]:
     """Draw the split: `limit` items (2,000), the domains in turn; another seed draws fresh items of the same held-out problems.
 
-    Raises: ConfigError if the limit is below 1.
+    domains  in turn; (): all
+
+    Raises: ConfigError if the limit is below 1 or a domain is unknown.
     """
     count = DEFAULT_ITEMS if limit is None else limit
     if count < 1:
         raise ConfigError(f"limit: expected at least 1, got {count}")
-    return list(draw_items(SPLIT, data_seed, count))
+    return list(draw_items(SPLIT, data_seed, count, domains=domains))
 
 
 def truth_of(item: Item) -> Truth:

@@ -9,7 +9,7 @@ SHARED = (
     "output", "model", "template", "adapter", "lora", "lora_alpha", "device", "dtype", "kv_memory", "domains", "data", "data_seed", "seed",
     "max_tokens", "lr", "weight_decay", "micro_tokens", "workers", "save_every", "time_limit",
 )  # fmt: skip
-RFT = ("rounds", "requests", "samples", "temperature", "hinted", "keep", "epochs", "prompts", "warmup")
+RFT = ("rounds", "requests", "samples", "temperature", "hinted", "keep", "epochs", "prompts", "warmup", "weights")
 RL = ("steps", "prompts", "group", "passes", "warmup", "decay", "clip", "beta")
 
 
@@ -22,6 +22,9 @@ def add_rft_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=int, metavar="N", help="samples per request (default 3)")
     group.add_argument("--temperature", type=float, metavar="T", help="of the sampling (default 1.0)")
     group.add_argument("--max-tokens", type=int, metavar="N", help="per sample (default 400)")
+    group.add_argument(
+        "--weights", metavar="SCHEME", help="of the engine that samples, as in `spct score`: int8 draws faster (default auto)"
+    )
     group.add_argument("--keep", type=int, metavar="N", help="correct samples kept per request at most (default 3)")
     group.add_argument(
         "--hinted",
@@ -71,7 +74,9 @@ def add_sft_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="folder whose tokenizer a fresh model takes (default: trained on the tasks)"
     )
-    parser.add_argument("--template", type=Path, metavar="FILE", help="judge template of a fresh model (default: the embedded model's)")
+    parser.add_argument(
+        "--template", metavar="FILE", help="the judge's prompt (jinja), instead of the model's own (of a fresh model: the embedded model's)"
+    )
     data = parser.add_argument_group("demonstrations")
     data.add_argument(
         "--demonstrations",

@@ -13,6 +13,8 @@ from safetensors.torch import save
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from spct.errors import ConfigError
+from spct.prompting.judge import FOLDER_TEMPLATE, TEMPLATES
 from spct.training.tasks import demonstrate, draw_items
 from spct.training.vocabulary import EOS, train_tokenizer
 
@@ -62,11 +64,40 @@ def write_text_side(folder: Path, template: str, vocab_size: int, num_items: int
     return tokenizer
 
 
-def copy_text_side(source: Path, target: Path) -> None:
-    """Copy tokenizer, its settings and the templates, where the target has none of its own yet."""
+def copy_text_side(source: Path, target: Path, *, adapter: Path | None = None, template: str | Path | None = None) -> None:
+    """Copy tokenizer, its settings and the templates, where the target has none of its own yet.
+
+    adapter   a LoRA folder on `source`: the judge template that it was trained with comes before the source's
+    template  a built-in template's name, or a file, that comes before both
+
+    Raises: ConfigError if the template can't be read.
+    """
+    if template is not None:
+        _write_template(target, read_template(template))
+    if adapter is not None and (adapter / FOLDER_TEMPLATE).exists() and not (target / FOLDER_TEMPLATE).exists():
+        (target / FOLDER_TEMPLATE).write_bytes((adapter / FOLDER_TEMPLATE).read_bytes())
     for name in TEXT_FILES:
         if (source / name).exists() and not (target / name).exists():
             (target / name).write_bytes((source / name).read_bytes())
+
+
+def read_template(template: str | Path) -> str:
+    """Read a judge template: a built-in one's name, or a file.
+
+    Raises: ConfigError if it is neither.
+    """
+    builtin = TEMPLATES / f"{template}.jinja"
+    try:
+        return (builtin if builtin.exists() else Path(template)).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"template: expected a template's name or a readable UTF-8 file, got {str(template)!r}: {error}") from None
+
+
+def _write_template(target: Path, text: str) -> None:
+    own = target / FOLDER_TEMPLATE
+    if own.exists() and own.read_text(encoding="utf-8") != text:
+        raise ConfigError(f"template: {own} is another, with which this folder's run began; give the same, or another output folder")
+    own.write_text(text, encoding="utf-8")
 
 
 def fresh_model(size: ModelSize, vocab_size: int, end: int, seed: int) -> Any:

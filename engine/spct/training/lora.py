@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ def attach(model: nn.Module, rank: int, alpha: float, seed: int) -> Any:
     peft = _peft()
     torch.manual_seed(seed)
     settings = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS), lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
-    return peft.get_peft_model(model, settings)
+    return _fused(peft.get_peft_model(model, settings))
 
 
 def continue_adapter(model: nn.Module, folder: Path, *, trainable: bool) -> Any:
@@ -38,7 +39,7 @@ def continue_adapter(model: nn.Module, folder: Path, *, trainable: bool) -> Any:
     if not (folder / "adapter_config.json").is_file():
         raise ConfigError(f"adapter {str(folder)!r}: expected a LoRA folder with adapter_config.json")
     try:
-        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        return _fused(peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{folder}: peft can't read this adapter: {str(error).splitlines()[0]}") from None
 
@@ -71,6 +72,55 @@ def save_adapter(model: Any, folder: Path) -> None:
         model.save_pretrained(beside, safe_serialization=True)
         for name in FILES:
             (Path(beside) / name).replace(folder / name)
+
+
+class _Adapted(torch.autograd.Function):
+    """x Wᵀ + scale (x Aᵀ) Bᵀ in one number format, W frozen: beside the two wide products only thin ones, and x is kept once.
+
+    peft's own forward turns x to the adapter's fp32 and autocast turns it back, for each of the thin products and in both passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """Give [N, out] for x [N, in], weight [out, in], a [rank, in] and b [out, rank]."""
+        thin = x @ a.mT
+        ctx.save_for_backward(x, weight, a, b, thin)
+        ctx.scale = scale
+        return torch.nn.functional.linear(x, weight, bias).addmm_(thin, b.mT, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Give the gradients of x, a and b."""
+        x, weight, a, b, thin = ctx.saved_tensors
+        (grad,) = grads
+        inner = (grad @ b).mul_(ctx.scale)
+        to_x = (grad @ weight).addmm_(inner, a) if ctx.needs_input_grad[0] else None
+        return to_x, None, None, inner.mT @ x, (grad.mT @ thin).mul_(ctx.scale), None
+
+
+def _fused(model: Any) -> Any:
+    """Let every adapted matrix of a peft model compute through `_Adapted`, where its adapter is plain LoRA on a plain matrix."""
+    layers = importlib.import_module("peft.tuners.lora")
+    for layer in model.modules():
+        if not isinstance(layer, layers.Linear) or type(layer.base_layer) is not nn.Linear or set(layer.lora_A) != {"default"}:
+            continue
+        is_plain = isinstance(layer.lora_dropout["default"], nn.Identity) and not layer.lora_variant and not layer.fan_in_fan_out
+        if is_plain and layer.lora_A["default"].bias is None and layer.lora_B["default"].bias is None:
+            layer.forward = functools.partial(_adapted, layer, layer.forward)
+    return model
+
+
+def _adapted(layer: Any, plain: Any, x: Tensor) -> Tensor:
+    if layer.disable_adapters or layer.merged:
+        unchanged: Tensor = plain(x)
+        return unchanged
+    base, kind = layer.base_layer, x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    a, b = (matrix["default"].weight.to(dtype) for matrix in (layer.lora_A, layer.lora_B))
+    bias = None if base.bias is None else base.bias.to(dtype)
+    flat = x.to(dtype).reshape(-1, x.shape[-1])
+    out: Tensor = _Adapted.apply(flat, base.weight.to(dtype), bias, a, b, layer.scaling["default"])  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], -1)
 
 
 def _peft() -> Any:

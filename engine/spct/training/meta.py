@@ -29,6 +29,7 @@ from spct.errors import CheckpointError, ConfigError
 from spct.models.head import Pooling
 from spct.prompting import JudgePrompt
 from spct.training.checkpoints import load_state, save_atomically
+from spct.training.folder import copy_text_side
 from spct.training.meta_data import DataConfig, MetaItem, draw_meta_items
 from spct.training.meta_heads import fit_head, pooled_states
 from spct.training.meta_metrics import correctness_loss, pairs_within, within_item_loss
@@ -42,6 +43,7 @@ from spct.types import SamplingParams
 STATE_FILE = "training_state.safetensors"
 SAMPLES_FILE = "samples.jsonl"
 FORMS = ("fused", "scalar")
+JUDGE = "judge"
 # What a resumed run may change: where it runs and how long, never what it computes.
 _FREE = ("output", "form", "device", "save_every", "time_limit", "workers")
 
@@ -53,6 +55,8 @@ class MetaConfig:
     output     samples.jsonl and report.json lie here, the model of each form in a folder of its name
     form       "fused", "scalar" or "both"
     model      the judge: "embedded", a folder or a hub id
+    adapter    a LoRA folder on the judge; the two are merged into the folder `judge` of `output` first
+    weights    of the engine that samples, as `spct score --weights`
     start      scalar form: a folder to start from, instead of the judge's weights
     data       which items are sampled
     samples    per item
@@ -71,6 +75,8 @@ class MetaConfig:
     output: Path
     form: str = "fused"
     model: str = "embedded"
+    adapter: Path | None = None
+    weights: str = "auto"
     start: Path | None = None
     data: DataConfig = field(default_factory=DataConfig)
     samples: int = 8
@@ -115,6 +121,16 @@ class MetaConfig:
         parse_dtype(self.dtype)
 
     @property
+    def judge(self) -> str:
+        """What the engine and the forms start from: `model`, or its merged copy."""
+        return self.model if self.adapter is None else str(self.output / JUDGE)
+
+    @property
+    def engine_options(self) -> dict[str, str]:
+        """How the engine computes."""
+        return {"device": self.device, "dtype": self.dtype, "weights": self.weights}
+
+    @property
     def forms(self) -> tuple[str, ...]:
         """The forms that are trained."""
         return FORMS if self.form == "both" else (self.form,)
@@ -145,9 +161,21 @@ def draw(config: MetaConfig) -> list[MetaItem]:
     Raises: as `draw_meta_items`; CheckpointError, ConfigError if the judge can't be loaded.
     """
     config.output.mkdir(parents=True, exist_ok=True)
-    device = current().device(config.device)
-    with Engine.from_pretrained(config.model, device=str(device), dtype=config.dtype) as engine:
+    ranks = current()
+    if config.adapter is not None:
+        if ranks.is_first:
+            _merge(config, config.adapter)
+        ranks.wait()
+    with Engine.from_pretrained(config.judge, **{**config.engine_options, "device": str(ranks.device(config.device))}) as engine:
         return draw_meta_items(engine, config.data, config.sampling, config.output / SAMPLES_FILE)
+
+
+def _merge(config: MetaConfig, adapter: Path) -> None:
+    """Writes the judge with its adapter merged in: the same bits every time, so that what was drawn with it stays valid."""
+    base, folder = find_folder(config.model).path, config.output / JUDGE
+    folder.mkdir(exist_ok=True)
+    copy_text_side(base, folder, adapter=adapter)
+    Policy(base, device=torch.device("cpu"), adapter=adapter).save_whole(folder)
 
 
 def train_form(config: MetaConfig, form: str, items: Sequence[MetaItem]) -> MetaResult:
@@ -155,7 +183,7 @@ def train_form(config: MetaConfig, form: str, items: Sequence[MetaItem]) -> Meta
 
     Raises: ConfigError or CheckpointError if the judge can't be trained, or the folder was begun with other settings.
     """
-    judge = find_folder(config.model).path
+    judge = find_folder(config.judge).path
     folder = config.output / form
     if folder.resolve() == judge.resolve():
         raise ConfigError(f"output: expected another folder than the judge's, got {str(folder)!r} for both")

@@ -11,8 +11,9 @@ from typing import Any
 from spct.errors import ConfigError
 
 _COPIED = (
-    "output", "form", "model", "start", "samples", "temperature", "max_tokens", "seed", "pooling", "joint", "within", "anchor", "anchored",
-    "epochs", "batch", "lr", "head_lr", "weight_decay", "device", "dtype", "micro_tokens", "workers", "save_every", "time_limit",
+    "output", "form", "model", "adapter", "weights", "start", "samples", "temperature", "max_tokens", "seed", "pooling", "joint", "within",
+    "anchor", "anchored", "epochs", "batch", "lr", "head_lr", "weight_decay", "device", "dtype", "micro_tokens", "workers", "save_every",
+    "time_limit",
 )  # fmt: skip
 _RANKING = {"AUC": "auc", "within items": "auc_within", "within items by log-probability": "logprob_auc_within", "ECE": "ece"}
 _DATA = {"items": "items", "validation": "validation", "data_seed": "seed", "data": "data", "domains": "domains"}
@@ -29,11 +30,15 @@ def add_meta_arguments(parser: argparse.ArgumentParser) -> None:
         help="fused: a head on the judge's hidden state; scalar: a model of its own (default fused); both learn from the same samples",
     )  # fmt: skip
     parser.add_argument("--model", metavar="M", help='the judge: "embedded" (default), a folder, or a hub id')
+    parser.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="a LoRA folder on the judge, merged into DIR/judge before anything else"
+    )
     _add_samples(parser.add_argument_group("samples"))
     _add_learning(parser.add_argument_group("learning"))
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", metavar="D", help="of engine and trainer: auto, cpu, cuda, cuda:N (default auto)")
     machine.add_argument("--dtype", metavar="D", help="of the engine: auto, fp32, bf16, fp16 (default auto); the trainer computes in fp32")
+    machine.add_argument("--weights", metavar="SCHEME", help="of the engine, as in `spct score`: int8 draws faster (default auto)")
     machine.add_argument("--micro-tokens", type=int, metavar="N", help="tokens of one pass of the trainer (default 4096)")
     machine.add_argument("--workers", type=int, metavar="N", help="threads of each process (default 2)")
     machine.add_argument("--save-every", type=float, metavar="SECONDS", help="between states on disk (default 60)")

@@ -57,12 +57,12 @@ def write_report(config: MetaConfig, items: Sequence[LabelledRequest], votes: in
     sampling = SamplingParams(samples=votes, temperature=config.temperature, max_tokens=config.max_tokens, seed=config.seed + 1)
     folders = {form: config.output / form for form in FORMS if (config.output / form / "config.json").exists()}
     with contextlib.ExitStack() as stack:
-        options: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
-        engines = {"judge": stack.enter_context(Engine.from_pretrained(config.model, **options))}
+        options: dict[str, Any] = config.engine_options
+        engines = {"judge": stack.enter_context(Engine.from_pretrained(config.judge, **options))}
         if "fused" in folders:
             engines["fused"] = stack.enter_context(Engine.from_pretrained(folders["fused"], **options))
         if "scalar" in folders:
-            engines["scalar"] = stack.enter_context(Engine.from_pretrained(config.model, meta_model=folders["scalar"], **options))
+            engines["scalar"] = stack.enter_context(Engine.from_pretrained(config.judge, meta_model=folders["scalar"], **options))
         # First, while no prompt is in any cache.
         cost = measure_cost(engines, items[:COST_ITEMS], sampling, folders)
         forms = {form: report_form(judge_items(engines[form], items, sampling), ks) for form in folders}

@@ -138,7 +138,11 @@ class Policy:
         """Write the adapter in peft's layout, or configuration and fp32 weights in Hugging Face's, each file atomically."""
         if self._peft is not None:
             lora.save_adapter(self._peft, folder)
-            return
+        else:
+            self.save_whole(folder)
+
+    def save_whole(self, folder: Path) -> None:
+        """Write configuration and fp32 weights, adapters merged in, in Hugging Face's layout, each file atomically."""
         config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         config.pop("torch_dtype", None)
         _replace(folder / "config.json", (json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n").encode())

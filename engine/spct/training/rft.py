@@ -43,6 +43,8 @@ class RftConfig(TrainingSetup):
     keep         trajectories of one request at most
     epochs       over what a round has kept
     prompts      prompts per training step, each with its kept samples
+    weights      of the engine that samples, as `spct score --weights`: with "int8" it draws faster, from weights that are rounded; what
+                 is trained is not, and a sample is right or wrong whoever drew it
     warmup       fraction of a round's steps with rising learning rate; it falls over the second half
 
     Raises: ConfigError if a value makes no sense.
@@ -56,6 +58,7 @@ class RftConfig(TrainingSetup):
     keep: int = 3
     epochs: int = 2
     prompts: int = 16
+    weights: str = "auto"
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
@@ -81,7 +84,7 @@ def run(config: RftConfig) -> RftResult:
 
     Raises: ConfigError, InputError or CheckpointError if the start can't be read; SpctError if a round keeps nothing to train on.
     """
-    session = Session(config)
+    session = Session(config, weights=config.weights)
     try:
         return _Run(session, config).run()
     finally:

@@ -15,7 +15,6 @@ from spct.checkpoint.folder import find_folder
 from spct.config import parse_bytes, parse_dtype
 from spct.engine import Engine
 from spct.errors import CheckpointError, ConfigError
-from spct.prompting.judge import TEMPLATES
 from spct.training.checkpoints import load_state, save_atomically
 from spct.training.correctness import is_correct, middle_of
 from spct.training.folder import copy_text_side
@@ -114,9 +113,11 @@ class Session:
     engine            samples from a copy of its weights, see `refresh_engine`
     requests          the stream of labelled requests
     state             what the run last saved, or None at a fresh start
+
+    weights  scheme of the engine's copy; anything but "auto" makes it another judge than the one that is trained, a little
     """
 
-    def __init__(self, config: TrainingSetup) -> None:
+    def __init__(self, config: TrainingSetup, *, weights: str = "auto") -> None:
         self.config = config
         folder = find_folder(config.model).path
         if folder.resolve() == config.output.resolve():
@@ -132,7 +133,7 @@ class Session:
         for i in range(len(config.domains)):
             self.requests.draw(i)
         if self.ranks.is_first:
-            self._write_text_side(folder)
+            copy_text_side(folder, config.output, adapter=config.adapter, template=config.template)
         # From here on all have read the state, which rank 0 may now write, and see the template.
         self.ranks.expect_alike(None if self.state is None else self.state["step"], f"the step of {config.output / STATE_FILE}")
         self.policy = Policy(
@@ -153,7 +154,12 @@ class Session:
         # The judge template is the output folder's if it has one: what is trained is what will be used.
         template = config.output / "judge_template.jinja"
         self.engine = Engine.from_pretrained(
-            folder, device=str(device), dtype=config.dtype, template=str(template) if template.exists() else None, **options
+            folder,
+            device=str(device),
+            dtype=config.dtype,
+            weights=weights,
+            template=str(template) if template.exists() else None,
+            **options,
         )
         if self.ranks.is_first:
             self._log_start()
@@ -202,17 +208,6 @@ class Session:
         """Free the engine and the threads."""
         self.engine.close()
         self.learner.close()
-
-    def _write_text_side(self, folder: Path) -> None:
-        output, template = self.config.output, self.config.template
-        if template is not None and not (output / "judge_template.jinja").exists():
-            source = TEMPLATES / f"{template}.jinja"
-            try:
-                text = (source if source.exists() else Path(template)).read_text(encoding="utf-8")
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"template: expected a template's name or a readable UTF-8 file, got {template!r}: {error}") from None
-            (output / "judge_template.jinja").write_text(text, encoding="utf-8")
-        copy_text_side(folder, output)
 
     def _log_start(self) -> None:
         start = 0 if self.state is None else self.state["step"]
