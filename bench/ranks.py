@@ -1,7 +1,7 @@
-"""Reinforcement by two ranks of one thread against one process of two threads, on a CPU, in turn: `python bench/ranks.py`.
+"""Reinforcement by two ranks of one thread beside one process of one and of two threads, on a CPU, in turn: `python bench/ranks.py`.
 
-Prints a row per run and, as its last line, one JSON document: seconds of sampling and training over all steps but the first, and the
-median ratio of two ranks to one process.
+Prints a row per run: seconds from the second step on, by the clock and of CPU (all threads of all ranks). The last line is one JSON
+document with the rows and the median ratios of two ranks to each process alone. On a busy machine only CPU seconds say something.
 """
 
 from __future__ import annotations
@@ -9,44 +9,88 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-LAUNCH = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
+from spct.training import launch, rl
+
+# Ranks and the threads of each.
+KINDS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 ranks of 1 thread": (2, 1)}
 
 
-def measure(ranks: int, flags: list[str]) -> tuple[float, float]:
-    """Run once; give the seconds of sampling and of training."""
-    # The threads are those that --workers says.
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+def train(output: str, threads: int, steps: int, prompts: int) -> None:
+    """Be one rank; print the clock's and the CPU's seconds of the steps after the first."""
+    marks: list[tuple[float, float]] = []
+    one_step = rl._Run.one_step
+
+    def marked(self: Any) -> dict[str, Any]:
+        row = one_step(self)
+        marks.append((time.monotonic(), time.process_time()))
+        return row
+
+    rl._Run.one_step = marked  # type: ignore[method-assign]
+    with launch.join():
+        rl.run(
+            rl.RlConfig(
+                output=Path(output),
+                steps=steps,
+                prompts=prompts,
+                group=4,
+                domains=("table",),
+                workers=threads,
+                device="cpu",
+                save_every=1e9,
+            )
+        )
+    print(json.dumps([after - before for before, after in zip(marks[0], marks[-1], strict=True)]))
+
+
+def measure(ranks: int, threads: int, steps: int, prompts: int) -> tuple[float, float]:
+    """Run once; give the slowest rank's seconds and all ranks' CPU seconds."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    plain = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     with TemporaryDirectory() as folder:
-        output = Path(folder) / "out"
-        command = [sys.executable, *LAUNCH[ranks], "-m", "spct", "train", "rl", "-o", str(output), *flags, "--workers", str(2 // ranks)]
-        subprocess.run([*command, "--device", "cpu"], env=environment, check=True, capture_output=True)
-        rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()][1:]
-    return sum(row["sampling_s"] for row in rows), sum(row["training_s"] for row in rows)
+        words = [sys.executable, __file__, "--body", folder, *map(str, (threads, steps, prompts))]
+        told = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        processes = [
+            subprocess.Popen(words, env={**plain, **told, "RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            for rank in range(ranks)
+        ]
+        printed = [json.loads(process.communicate()[0]) for process in processes]
+    return max(seconds for seconds, _ in printed), sum(cpu for _, cpu in printed)
 
 
 def main() -> None:
     """Measure as the flags say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="pairs of runs (default 3)")
-    parser.add_argument("flags", nargs="*", default=[], help="of spct train rl, after --")
+    parser.add_argument("--rounds", type=int, default=3, help="of one run each (default 3)")
+    parser.add_argument("--steps", type=int, default=4, help="of each run (default 4)")
+    parser.add_argument("--prompts", type=int, default=4, help="of each step, with 4 samples each (default 4)")
+    parser.add_argument("--body", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    flags = args.flags or ["--steps", "3", "--prompts", "4", "--group", "4", "--domains", "table"]
-    ratios = []
+    if args.body:
+        train(args.body[0], *map(int, args.body[1:]))
+        return
+    taken: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for number in range(args.rounds):
-        taken = {}
-        for ranks in (1, 2) if number % 2 == 0 else (2, 1):
-            taken[ranks] = measure(ranks, flags)
-            print(f"{ranks} rank{'s' * (ranks - 1)}: sampling {taken[ranks][0]:.2f} s, training {taken[ranks][1]:.2f} s", flush=True)
-        ratios.append([taken[2][0] / taken[1][0], taken[2][1] / taken[1][1], sum(taken[2]) / sum(taken[1])])
-    names = ("sampling", "training", "all")
-    medians = {name: round(statistics.median(column), 2) for name, column in zip(names, zip(*ratios, strict=True), strict=True)}
-    print(json.dumps({"flags": flags, "rounds": args.rounds, "two_ranks_over_one": medians, "ratios": ratios}))
+        for kind in list(KINDS)[:: 1 if number % 2 == 0 else -1]:
+            taken[kind].append(measure(*KINDS[kind], args.steps, args.prompts))
+            print(f"{kind:<22}{taken[kind][-1][0]:>8.2f} s {taken[kind][-1][1]:>8.2f} CPU s", flush=True)
+    *alone, two = KINDS
+    ratios = {
+        f"{unit}, {two} / {kind}": round(statistics.median(b[i] / a[i] for a, b in zip(taken[kind], taken[two], strict=True)), 2)
+        for kind in alone
+        for i, unit in enumerate(("clock", "CPU"))
+    }
+    print(json.dumps({"bench": "ranks", "steps": args.steps, "prompts": args.prompts, "taken": taken, "ratios": ratios}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Joins the processes that torchrun or `accelerate launch` has started, and ends all of them when one fails.
+"""Joins the processes that torchrun, or a launcher that sets the same variables, has started, and ends all of them when one fails.
 
     torchrun --nproc-per-node 2 -m spct train rl …
 
