@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
-NAMES = {"before": "as published", "after-sft": "demonstrations", "after-rft": "demonstrations, RFT"}
+NAMES = {
+    "before": "as published",
+    "after-sft": "demonstrations",
+    "after-rft": "demonstrations, RFT",
+    "after-larger": "demonstrations, larger RFT",
+}
 KS = ("1", "2", "4")
 
 
@@ -36,9 +40,9 @@ def published_table(report: dict[str, Any]) -> str:
         cells = [_share(told["valid_rate"], *wilson(told["valid"], told["samples"]))]
         cells += [_share(told["voting"][k], *told["intervals"][k]) for k in KS]
         lines.append(f"| {NAMES[name]} | " + " | ".join([*cells, f"{told['tokens'] / told['samples']:.0f}"]) + " |")
-    for before, name in itertools.pairwise(judged):
+    for name in judged[1:]:
         cells = [_difference(*stages[name]["against"][k]) for k in KS]
-        lines.append(f"| {NAMES[name]} - {NAMES[before]} | | " + " | ".join(cells) + " | |")
+        lines.append(f"| {NAMES[name]} - {NAMES[stages[name]['against_run']]} | | " + " | ".join(cells) + " | |")
     for domain in sorted(stages[judged[-1]]["subsets"]):
         told = stages[judged[-1]]["subsets"][domain]
         cells = [f"{100 * told['valid_rate']:.1f}", *(f"{100 * told['voting'][k]:.1f}" for k in KS)]
@@ -57,17 +61,18 @@ def published_table(report: dict[str, Any]) -> str:
         loss = f"{told['first_loss']:.2f} to {told['last_loss']:.2f}" if "first_loss" in told else ""
         cells = [str(shown["steps"] or ""), f"{shown['tokens']:,}" if shown["tokens"] else "", loss]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {told['cpu_seconds']:.0f} | {told['seconds']:.0f} |")
-    if "rft" in stages:
-        lines += ["", *_rejection(stages["rft"]["rejection"])]
+    for name in ("rft", "larger"):
+        if name in stages:
+            lines += ["", *_rejection(name, stages[name]["rejection"])]
     if "meta" in stages:
         lines += ["", *_meta(stages["meta"])]
     note = report["measured"]
     return "\n".join([*lines, "", f"{note['date']}, {note['machine']}: `{note['command']}`."]) + "\n"
 
 
-def _rejection(told: dict[str, Any]) -> list[str]:
+def _rejection(stage: str, told: dict[str, Any]) -> list[str]:
     columns = ("requests", "all_correct", "none_correct", "mixed", "samples", "correct", "incorrect", "invalid", "trained")
-    lines = ["| rejection | " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = [f"| {stage} | " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, counts in [*told["domains"].items(), ("all", told)]:
         lines.append(f"| {name} | " + " | ".join(str(counts[column]) for column in columns) + " |")
     return lines

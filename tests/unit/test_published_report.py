@@ -56,7 +56,7 @@ def test_the_tables_say_what_was_measured(bench):
     stages = {
         "before": judged(0, dict.fromkeys("124", 0.0)),
         "sft": trained,
-        "after-sft": judged(380, {"1": 0.4, "2": 0.45, "4": 0.5}, against={k: [0.4, 0.3, 0.5] for k in "124"}),
+        "after-sft": judged(380, {"1": 0.4, "2": 0.45, "4": 0.5}, against={k: [0.4, 0.3, 0.5] for k in "124"}, against_run="before"),
         "rft": trained | {"rejection": rejection | {"domains": {"table": rejection}}},
         "meta": {"auc": 0.5, "auc_within": None, "logprob_auc_within": 0.75, "mixed_items": 3, "items": 16, "accuracy": accuracy,
                  "paired": paired, "cpu_seconds": 1.0, "seconds": 2.0},
