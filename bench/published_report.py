@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from spct.evaluation.intervals import paired_difference
+
 NAMES = {
     "before": "as published",
     "after-sft": "demonstrations",
@@ -25,6 +27,10 @@ def _share(value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f} ({100 * max(0.0, low):.1f} to {100 * high:.1f})"
 
 
+def _seconds(value: float | None) -> str:
+    return "not kept" if value is None else f"{value:.0f}"
+
+
 def _difference(mean: float, low: float, high: float) -> str:
     return f"{100 * mean:+.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
@@ -41,8 +47,10 @@ def published_table(report: dict[str, Any]) -> str:
         cells += [_share(told["voting"][k], *told["intervals"][k]) for k in KS]
         lines.append(f"| {NAMES[name]} | " + " | ".join([*cells, f"{told['tokens'] / told['samples']:.0f}"]) + " |")
     for name in judged[1:]:
-        cells = [_difference(*stages[name]["against"][k]) for k in KS]
-        lines.append(f"| {NAMES[name]} - {NAMES[stages[name]['against_run']]} | | " + " | ".join(cells) + " | |")
+        told, before = stages[name], stages[name]["against_run"]
+        cells = [_difference(*paired_difference(told["valid_by_item"], stages[before]["valid_by_item"]))]
+        cells += [_difference(*told["against"][k]) for k in KS]
+        lines.append(f"| {NAMES[name]} - {NAMES[before]} | " + " | ".join(cells) + " | |")
     for domain in sorted(stages[judged[-1]]["subsets"]):
         told = stages[judged[-1]]["subsets"][domain]
         cells = [f"{100 * told['valid_rate']:.1f}", *(f"{100 * told['voting'][k]:.1f}" for k in KS)]
@@ -60,7 +68,7 @@ def published_table(report: dict[str, Any]) -> str:
         shown = {"tokens": told.get("tokens"), "steps": told.get("steps")}
         loss = f"{told['first_loss']:.2f} to {told['last_loss']:.2f}" if "first_loss" in told else ""
         cells = [str(shown["steps"] or ""), f"{shown['tokens']:,}" if shown["tokens"] else "", loss]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {told['cpu_seconds']:.0f} | {told['seconds']:.0f} |")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {_seconds(told['cpu_seconds'])} | {_seconds(told['seconds'])} |")
     for name in ("rft", "larger"):
         if name in stages:
             lines += ["", *_rejection(name, stages[name]["rejection"])]
