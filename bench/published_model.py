@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "engine" / "spct" / "embedded" / "judge_template.jinja"
 COSTS, METRICS = "costs.json", "metrics.jsonl"
-STAGES = ("before", "sft", "after-sft", "rft", "after-rft", "meta")
+STAGES = ("before", "sft", "after-sft", "rft", "after-rft", "meta", "larger", "after-larger")
 # Seconds of the user's own time that a stage has taken, over all its starts.
 Cost = dict[str, float]
 
@@ -39,16 +39,18 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     rank = ["--lora", "16", "--lora-alpha", "32", "--template", "TEMPLATE"]
     shape = ["--prompts", "2", "--group", "4", "--micro-batches", "1", "--easy-steps", "0", "--prompt-weight", "0", "--lr", "1.5e-3"]
     steps = ["--steps", str(args.steps), "--warmup", str(args.steps // 8), "--decay", str(args.steps * 3 // 4)]
-    draw = ["--requests", str(args.requests), "--samples", "4", "--keep", "4", "--dtype", "bf16"]
-    learn = ["--epochs", "1", "--prompts", "4", "--lr", "5e-4"]
+    draw = ["--samples", "4", "--keep", "4", "--dtype", "bf16", *sampling]
+    reject = ["train", "rft", *model, "--adapter", "sft", *machine, *draw, "--epochs", "1", "--prompts", "4"]
     items = ["--items", str(args.meta_items), "--validation", str(args.meta_validation), "--samples", "4", "--votes", "4"]
     return {
         "before": [*evaluate, "--template", "TEMPLATE", "-o", "before"],
         "sft": ["train", "sft", "-o", "sft", *model, *rank, *machine, *shape, *steps],
         "after-sft": [*evaluate, "--adapter", "sft", "-o", "after-sft", "--against", "before"],
-        "rft": ["train", "rft", "-o", "rft", *model, "--adapter", "sft", *machine, *draw, *sampling, *learn],
+        "rft": [*reject, "--requests", str(args.requests), "--lr", "5e-4", "-o", "rft"],
         "after-rft": [*evaluate, "--adapter", "rft", "-o", "after-rft", "--against", "after-sft"],
         "meta": ["train", "meta", "-o", "meta", *model, "--adapter", "rft", *machine, *items, *sampling],
+        "larger": [*reject, "--requests", str(2 * args.requests), "--lr", "1e-4", "-o", "larger"],
+        "after-larger": [*evaluate, "--adapter", "larger", "-o", "after-larger", "--against", "after-sft"],
     }
 
 
@@ -83,7 +85,10 @@ def judged(folder: Path) -> dict[str, Any]:
         for name, s in report["subsets"].items()
     }
     told["tokens"] = sum(sample["num_tokens"] for sample in drawn)
-    return told | ({"against": report["against"]["voting"]} if "against" in report else {})
+    # By item, in an order that is the same in every run, for paired differences.
+    valid = {row["key"]: [s["scores"] is not None for s in row["samples"]] for row in rows}
+    told["valid_by_item"] = [sum(valid[key]) / len(valid[key]) for key in sorted(valid)]
+    return told | ({"against": report["against"]["voting"], "against_run": report["against"]["run"]} if "against" in report else {})
 
 
 def trained(folder: Path) -> dict[str, Any]:
@@ -113,8 +118,8 @@ def stage_report(name: str, folder: Path) -> dict[str, Any]:
             "paired",
         )
         return {key: report["fused"][key] for key in names}
-    if name in ("sft", "rft"):
-        rejection = {"rejection": json.loads((folder / "statistics.json").read_text())[0]} if name == "rft" else {}
+    if name in ("sft", "rft", "larger"):
+        rejection = {"rejection": json.loads((folder / "statistics.json").read_text())[0]} if name != "sft" else {}
         return {**trained(folder), **rejection}
     return judged(folder)
 
@@ -131,7 +136,11 @@ def main() -> None:
     for name, default, told in (
         ("items", 104, "held-out items of every evaluation"),
         ("steps", 24, "of supervised training, 8 demonstrations each"),
-        ("requests", 48, "of the round of rejective fine-tuning, 4 samples each"),
+        (
+            "requests",
+            48,
+            "of the round of rejective fine-tuning, 4 samples each; the larger one, from the same start and slower, has twice as many",
+        ),
         ("meta-items", 20, "that the meta head learns from"),
         ("meta-validation", 16, "that it is judged on"),
         ("max-tokens", 160, "of a sample"),

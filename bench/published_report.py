@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
-NAMES = {"before": "as published", "after-sft": "demonstrations", "after-rft": "demonstrations, RFT"}
+from spct.evaluation.intervals import paired_difference
+
+NAMES = {
+    "before": "as published",
+    "after-sft": "demonstrations",
+    "after-rft": "demonstrations, RFT",
+    "after-larger": "demonstrations, larger RFT",
+}
 KS = ("1", "2", "4")
 
 
@@ -19,6 +25,10 @@ def wilson(count: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 def _share(value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f} ({100 * max(0.0, low):.1f} to {100 * high:.1f})"
+
+
+def _seconds(value: float | None) -> str:
+    return "not kept" if value is None else f"{value:.0f}"
 
 
 def _difference(mean: float, low: float, high: float) -> str:
@@ -36,9 +46,11 @@ def published_table(report: dict[str, Any]) -> str:
         cells = [_share(told["valid_rate"], *wilson(told["valid"], told["samples"]))]
         cells += [_share(told["voting"][k], *told["intervals"][k]) for k in KS]
         lines.append(f"| {NAMES[name]} | " + " | ".join([*cells, f"{told['tokens'] / told['samples']:.0f}"]) + " |")
-    for before, name in itertools.pairwise(judged):
-        cells = [_difference(*stages[name]["against"][k]) for k in KS]
-        lines.append(f"| {NAMES[name]} - {NAMES[before]} | | " + " | ".join(cells) + " | |")
+    for name in judged[1:]:
+        told, before = stages[name], stages[name]["against_run"]
+        cells = [_difference(*paired_difference(told["valid_by_item"], stages[before]["valid_by_item"]))]
+        cells += [_difference(*told["against"][k]) for k in KS]
+        lines.append(f"| {NAMES[name]} - {NAMES[before]} | " + " | ".join(cells) + " | |")
     for domain in sorted(stages[judged[-1]]["subsets"]):
         told = stages[judged[-1]]["subsets"][domain]
         cells = [f"{100 * told['valid_rate']:.1f}", *(f"{100 * told['voting'][k]:.1f}" for k in KS)]
@@ -56,18 +68,19 @@ def published_table(report: dict[str, Any]) -> str:
         shown = {"tokens": told.get("tokens"), "steps": told.get("steps")}
         loss = f"{told['first_loss']:.2f} to {told['last_loss']:.2f}" if "first_loss" in told else ""
         cells = [str(shown["steps"] or ""), f"{shown['tokens']:,}" if shown["tokens"] else "", loss]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {told['cpu_seconds']:.0f} | {told['seconds']:.0f} |")
-    if "rft" in stages:
-        lines += ["", *_rejection(stages["rft"]["rejection"])]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {_seconds(told['cpu_seconds'])} | {_seconds(told['seconds'])} |")
+    for name in ("rft", "larger"):
+        if name in stages:
+            lines += ["", *_rejection(name, stages[name]["rejection"])]
     if "meta" in stages:
         lines += ["", *_meta(stages["meta"])]
     note = report["measured"]
     return "\n".join([*lines, "", f"{note['date']}, {note['machine']}: `{note['command']}`."]) + "\n"
 
 
-def _rejection(told: dict[str, Any]) -> list[str]:
+def _rejection(stage: str, told: dict[str, Any]) -> list[str]:
     columns = ("requests", "all_correct", "none_correct", "mixed", "samples", "correct", "incorrect", "invalid", "trained")
-    lines = ["| rejection | " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = [f"| {stage} | " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, counts in [*told["domains"].items(), ("all", told)]:
         lines.append(f"| {name} | " + " | ".join(str(counts[column]) for column in columns) + " |")
     return lines
