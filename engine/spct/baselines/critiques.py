@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spct.baselines.value_model import alone
 from spct.engine import Engine
-from spct.errors import InputError
+from spct.errors import CapacityError, InputError
 from spct.types import SamplingParams, ScoreRequest, VotingParams
 
 _GREEDY = VotingParams(filter="none", orders="given")
@@ -31,6 +31,7 @@ class CritiqueStore:
         self.path = path
         self.num_tokens = 0
         self._found: dict[str, str] = {}
+        self._refused: dict[str, CapacityError] = {}
         if path is not None and path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 if line.endswith("}"):
@@ -38,9 +39,9 @@ class CritiqueStore:
                     self._found[row["key"]] = row["critique"]
 
     def draw(self, engine: Engine, requests: Iterable[ScoreRequest], max_tokens: int) -> None:
-        """Write the critiques that are lacking.
+        """Write the critiques that are lacking; what is too long for the judge has none.
 
-        Raises: the engine's error for a request that it can't judge.
+        Raises: the engine's error for a request that it can't judge, its length aside.
         """
         lacking = {_key(one): one for request in requests for one in alone(request) if _key(one) not in self._found}
         keys = list(lacking)
@@ -48,6 +49,9 @@ class CritiqueStore:
         file = None if self.path is None else self.path.open("a", encoding="utf-8")
         try:
             for judgement in engine.score_batch(lacking.values(), sampling=sampling, voting=_GREEDY):
+                if isinstance(judgement.error, CapacityError):
+                    self._refused[keys[judgement.index]] = judgement.error
+                    continue
                 if judgement.error is not None:
                     raise judgement.error
                 critique = without_scores(judgement.samples[0].text)
@@ -60,9 +64,16 @@ class CritiqueStore:
                 file.close()
 
     def __call__(self, request: ScoreRequest) -> list[str]:
-        """The critiques of a request's responses, in their order. Raises: InputError if they were not drawn."""
+        """The critiques of a request's responses, in their order.
+
+        Raises: InputError if they were not drawn; CapacityError if the judge could not read one of them.
+        """
+        keys = [_key(one) for one in alone(request)]
+        for key in keys:
+            if key in self._refused:
+                raise self._refused[key]
         try:
-            return [self._found[_key(one)] for one in alone(request)]
+            return [self._found[key] for key in keys]
         except KeyError:
             raise InputError("critique: expected one that was drawn, got a request that is new; draw its critiques first") from None
 
