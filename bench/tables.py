@@ -73,7 +73,13 @@ def stages_table(report: dict[str, Any]) -> str:
 
 
 # What a report's "bench" names; a report without it is one of accuracies.
-TABLES = {"peers": peers_table, "startup": startup_table, "best-of-n": best_of_n_table, "baselines": baselines_table, "stages": stages_table}
+TABLES = {
+    "peers": peers_table,
+    "startup": startup_table,
+    "best-of-n": best_of_n_table,
+    "baselines": baselines_table,
+    "stages": stages_table,
+}
 
 
 def fill(text: str) -> str:
