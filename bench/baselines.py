@@ -73,6 +73,19 @@ def _judged(name: str, model: str, items: Sequence[Item], votes: int = 0) -> tup
         return samples, sum(engine.prompt.score_range(2)) / 2
 
 
+def curve(folder: Path) -> dict[str, Any] | None:
+    """Steps of a baseline's training and its mean loss in each quarter of them; None for a folder without `metrics.jsonl`.
+
+    Every step learns from items that no step before had, so that this is a loss on items not seen yet (a semi-scalar form's come again
+    where it has more steps than critiques).
+    """
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return None
+    losses = [json.loads(line)["loss"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return {"steps": len(losses), "loss": [float(part.mean()) for part in np.array_split(np.array(losses), 4)]}
+
+
 def by_domain(credits: FloatArray, truths: Sequence[Truth]) -> tuple[dict[str, FloatArray], FloatArray]:
     """The credits of every domain, and its means over resamples [D, N]: the same items for every model."""
     names = sorted({truth.subset for truth in truths})
@@ -168,9 +181,13 @@ def main() -> int:
     named = [word.partition("=") for word in args.models]
     models = {name: credits_of(name, model, items, truths, args.rows) for name, _, model in named}
     told = report(models, truths, args.reference or named[-1][0])
+    for name, _, model in named:
+        if (trained := curve(Path(model))) is not None:
+            told["models"][name]["training"] = trained
     date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    shown = " ".join(f"--baseline '{name}=…'" for name, _, _ in named)
-    told["measured"] = {"date": date, "machine": args.machine, "command": f"python bench/baselines.py {shown} --items {args.items}"}
+    shown = " ".join(f"--judge '{name}={Path(model).name}'" for name, _, model in named)
+    command = f"python bench/baselines.py {shown} --reference {told['reference']!r} --items {args.items}"
+    told["measured"] = {"date": date, "machine": args.machine, "command": command}
     args.output.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
     print(baselines_table(told))
     print(json.dumps(told))

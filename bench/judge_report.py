@@ -63,6 +63,10 @@ def baselines_table(told: dict[str, Any]) -> str:
     for name, own in told["models"].items():
         if "difference" in own:
             lines.append("| " + " | ".join([name, *(percent(own[key], "+") for key in kinds.values())]) + " |")
+    trained = {name: own["training"] for name, own in told["models"].items() if "training" in own}
+    if trained:
+        lines += ["", "| training | steps | loss in its four quarters |", "|---|---|---|"]
+        lines += [f"| {name} | {own['steps']} | {', '.join(f'{loss:.3f}' for loss in own['loss'])} |" for name, own in trained.items()]
     note = told["measured"]
     lines += [
         "",

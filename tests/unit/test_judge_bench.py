@@ -73,6 +73,17 @@ def test_the_table_compares_on_items_with_several_responses(baselines):
     assert "| scalar | +25.0 (" in table and "| -50.0 (-50.0 to -50.0) |" in table
 
 
+def test_a_curve_is_told_in_quarters(baselines, tmp_path):
+    assert baselines.curve(tmp_path) is None
+    rows = "".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate([4.0, 2.0, 2.0, 2.0, 1.0, 1.0, 0.5, 0.0]))
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    assert baselines.curve(tmp_path) == {"steps": 8, "loss": [3.0, 2.0, 1.0, 0.25]}
+    told = baselines.report({"scalar": (np.ones(2), 0.0)}, [Truth("passage", 2, 0), Truth("units", 2, 0)], "scalar")
+    told["models"]["scalar"]["training"] = baselines.curve(tmp_path)
+    table = baselines.baselines_table(told | {"measured": {"date": "d", "machine": "m", "command": "c"}})
+    assert "| scalar | 8 | 3.000, 2.000, 1.000, 0.250 |" in table
+
+
 def test_votes_are_counted_together_and_greedy_verdicts_one_by_one(baselines, tmp_path, monkeypatch):
     drawn = [[DrawnSample((9, 1), num_tokens=10), DrawnSample((1, 4), num_tokens=20)]]
     asked = []
