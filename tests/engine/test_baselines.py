@@ -229,6 +229,7 @@ def test_a_critique_of_what_the_judge_can_not_read_is_a_refusal(tmp_path, base):
     with Engine.from_pretrained(base) as engine:
         store.draw(engine, [long, ScoreRequest("q", ["a"])], 4)
     assert len(store(ScoreRequest("q", ["a"]))) == 1
+    assert 1 <= store.num_tokens(ScoreRequest("q", ["a"])) <= 4 and store.num_tokens(long) == 0
     with pytest.raises(CapacityError):
         store(long)
 

@@ -84,7 +84,7 @@ def _values(form: ValueForm, requests: Sequence[ScoreRequest], done: Callable[[s
         counts = [sum(len(example.samples) for example in examples) for examples in texts]
         for request, count, own in zip(here, counts, torch.split(values, counts), strict=True):
             scores = tuple(round(_UNIT * score) for score in form.scores(request, own)) if count else None
-            rows.append([DrawnSample(scores)])
+            rows.append([DrawnSample(scores, num_tokens=form.num_written(request))])
             done(f"{len(rows)}")
     return rows
 
