@@ -42,29 +42,38 @@ def best_of_n_table(told: dict[str, Any]) -> str:
 
 
 def baselines_table(told: dict[str, Any]) -> str:
-    """The table for the documentation: a row per model."""
+    """The tables for the documentation: a row per model, then its differences from the reference."""
 
-    def percent(values: Sequence[float]) -> str:
-        return f"{100 * values[0]:.1f} ({100 * values[1]:.1f} to {100 * values[2]:.1f})"
+    def percent(values: Sequence[float], sign: str = "") -> str:
+        return f"{100 * values[0]:{sign}.1f} ({100 * values[1]:.1f} to {100 * values[2]:.1f})"
 
     domains = list(next(iter(told["models"].values()))["domains"])
-    head = ["model", "all", "open", "checkable", "spread", f"less {told['reference']}", *domains, "single", "tokens"]
+    head = ["model", "all", "open", "checkable", "spread", *domains, "single", "tokens"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, own in told["models"].items():
         cells = [name, *(percent(own[key]) for key in ("accuracy", "open", "checkable", "spread"))]
-        cells.append(percent(own["difference"]) if "difference" in own else "-")
         cells += [f"{100 * own['domains'][domain][0]:.1f}" for domain in domains]
         cells += [
-            "-" if own["single"] is None or name == "pairwise" or name == "judge" else f"{100 * own['single']:.1f}",
+            "-" if own["single"] is None or name in ("pairwise", "judge") else f"{100 * own['single']:.1f}",
             f"{own['tokens']:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    kinds = {"all": "difference", "open": "difference_open", "checkable": "difference_checkable", "spread": "difference_spread"}
+    lines += ["", f"| less {told['reference']} | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    for name, own in told["models"].items():
+        if "difference" in own:
+            lines.append("| " + " | ".join([name, *(percent(own[key], "+") for key in kinds.values())]) + " |")
+    trained = {name: own["training"] for name, own in told["models"].items() if "training" in own}
+    if trained:
+        lines += ["", "| training | steps | loss in its four quarters |", "|---|---|---|"]
+        lines += [f"| {name} | {own['steps']} | {', '.join(f'{loss:.3f}' for loss in own['loss'])} |" for name, own in trained.items()]
     note = told["measured"]
     lines += [
         "",
-        f"Greedy accuracy in % on {told['items']} items of `embedded-test` with two responses and more, with 95% intervals; chance is "
-        f"{100 * told['chance']:.1f}. Open: mean of {' and '.join(OPEN)}; checkable: of the other domains; spread: best less worst domain; "
-        f"single: {told['single_items']} other items with one response; tokens: written per verdict.",
+        f"Accuracy in % on {told['items']} items of `embedded-test` with two responses and more, with 95% intervals, greedy but for votes; "
+        f"chance is {100 * told['chance']:.1f}. Open: mean of {' and '.join(OPEN)}; checkable: of the other domains; spread: best less "
+        f"worst domain; single: {told['single_items']} other items with one response; tokens: written per verdict. Differences in points, "
+        "paired over the same items (of spreads: over the same resamples).",
         f"{note['date']}, {note['machine']}: `{note['command']}`.",
     ]
     return "\n".join(lines) + "\n"

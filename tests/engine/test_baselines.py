@@ -10,7 +10,7 @@ import torch
 from command_line import spct, write_rows
 from tiny_model import TEMPLATE, write_tiny_model
 
-from spct import CheckpointError, ConfigError, InputError, Sample, ScoreRequest
+from spct import CapacityError, CheckpointError, ConfigError, Engine, InputError, Sample, ScoreRequest
 from spct.baselines import text_forms, training
 from spct.baselines.config import BaselineConfig
 from spct.baselines.critiques import CritiqueStore, without_scores
@@ -25,6 +25,7 @@ from spct.training.optimisers import learning_rate
 from spct.training.tasks import draw_items
 from spct.voting.parse import parse_scores
 
+LONG = {"query": "x" * 9000, "responses": ["good", "bad"], "best": 0}
 ASKS = "Specific Criteria, Analysis, Scores \\boxed{}"
 
 
@@ -197,6 +198,40 @@ def test_a_value_learns_which_response_is_better(tmp_path, base, easy, form):
     assert result.finished and result.loss < 0.4
     rows = verdicts(form, tmp_path / "out", [Asked("bad", "good"), Asked("good", "bad")], device="cpu", max_tokens=4, done=lambda _: None)
     assert [scores.index(max(scores)) for ((scores),) in ([row[0].scores] for row in rows)] == [1, 0]
+
+
+def test_a_benchmark_has_its_own_metrics_and_what_is_too_long_no_verdict(tmp_path, base, easy, capsys):
+    train(small(tmp_path / "scalar", "scalar", base, data=easy, steps=40, prompts=4, lr=3e-3))
+    train(small(tmp_path / "judge", "judge", base, steps=1))
+    rows = [
+        {"input": "new", "output_1": "good", "output_2": "bad", "label": 1},
+        {"input": "new", "output_1": "bad", "output_2": "good", "label": 2},
+        {"input": "x" * 9000, "output_1": "good", "output_2": "bad", "label": 1},
+    ]
+    data = write_rows(tmp_path / "natural.jsonl", rows)
+    told = {}
+    for form in ("scalar", "judge"):
+        report = tmp_path / f"{form}-report"
+        assert spct("eval", data, "--model", tmp_path / form, "--max-tokens", 4, "-o", report) == 0
+        told[form] = json.loads((report / "accuracy.json").read_text())["benchmarks"]["llmbar"]
+        printed = capsys.readouterr()
+        assert "llmbar, its own metrics in %" in printed.out and "of 3 items have no verdict" in printed.err
+    assert told["scalar"]["metrics"]["natural"]["1"] == pytest.approx(2 / 3)
+    assert told["scalar"]["abstained"]["1"] == pytest.approx(1 / 3) and told["scalar"]["tied"]["1"] == 0
+    # A judge that picks reads each pair in both orders; this one writes nothing that can be read.
+    assert told["judge"]["metrics"]["both_orders"] == {"2": 0.0} and told["judge"]["abstained"] == {"1": 1.0, "2": 1.0}
+    with pytest.raises(CapacityError, match="context"):
+        train(small(tmp_path / "long", "scalar", base, data=write_rows(tmp_path / "long.jsonl", [LONG])))
+
+
+def test_a_critique_of_what_the_judge_can_not_read_is_a_refusal(tmp_path, base):
+    store, long = CritiqueStore(None), ScoreRequest("x" * 9000, ["a", "b"])
+    with Engine.from_pretrained(base) as engine:
+        store.draw(engine, [long, ScoreRequest("q", ["a"])], 4)
+    assert len(store(ScoreRequest("q", ["a"]))) == 1
+    assert 1 <= store.num_tokens(ScoreRequest("q", ["a"])) <= 4 and store.num_tokens(long) == 0
+    with pytest.raises(CapacityError):
+        store(long)
 
 
 @pytest.mark.parametrize("form", ["scalar", "semi-scalar", "judge"])

@@ -5,7 +5,7 @@ import json
 import pytest
 from command_line import essence, numbered, read_rows, spct, write_rows
 
-from spct import Engine, Judgement, Ranking, Sample, Usage
+from spct import Engine, Judgement, Ranking, Sample, SamplingParams, Usage
 
 ASK = ("--query", "2+2?", "--response", "4", "--response", "five", "--response", "four")
 
@@ -75,6 +75,49 @@ def test_a_file_is_continued_with_the_same_settings_only(tmp_path, model, capsys
     assert spct("score", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", *model, "--resume") == 2
 
 
+def test_a_dry_run_counts_what_a_ranking_uses_and_ranks_nothing(tmp_path, model, tiny_folder, capsys):
+    rows = [
+        *numbered(2),
+        b"oops",
+        {"query": "x" * 600, "responses": ["a"]},
+        {"query": "q", "responses": ["a", "b", "c", "d", "e"], "samples": 4},
+        # Too long together: the group is halved, as a ranking does.
+        {"query": "q", "responses": ["a" * 260, "b" * 260]},
+    ]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    assert spct("rank", source, "-o", tmp_path / "out.jsonl", *model, "--group-size", 2, "--dry-run") == 3
+    assert not (tmp_path / "out.jsonl").exists()
+    *lines, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [row["line"] for row in lines if row["error"]] == [3, 4]
+    with Engine.from_pretrained(tiny_folder) as engine:
+        for row, request in zip(lines, rows, strict=True):
+            if row["error"] is None:
+                sampling = SamplingParams(samples=request.get("samples", 3), max_tokens=6)
+                found = engine.rank(request["query"], request["responses"], group_size=2, sampling=sampling)
+                assert row["samples"] == len(found.samples) and row["groups"] == len(found.parts)
+                assert row["prompt_tokens"] == found.usage.prompt_tokens
+                assert row["generated_tokens"] >= found.usage.generated_tokens
+    assert [row["groups"] for row in lines if row["error"] is None] == [1, 1, 6, 2]
+    totals = last["totals"]
+    assert (totals["requests"], totals["error_rows"]) == (4, 2)
+    assert totals["samples"] == sum(row["samples"] for row in lines if row["error"] is None)
+    # What all groups begin with is counted once.
+    five = lines[4]
+    assert five["prefilled_tokens"] < five["orders"] * five["prompt_tokens"]
+
+
+def test_a_dry_run_refuses_a_row_that_a_ranking_refuses(tmp_path, model, capsys):
+    source = write_rows(tmp_path / "in.jsonl", [{"query": "q", "responses": ["a", "b", "c"]}])
+    words = ("rank", source, *model, "--group-size", 2, "--vote", "majority")
+    assert spct(*words, "--dry-run") == 3
+    dry = json.loads(capsys.readouterr().out.splitlines()[0])["error"]
+    assert spct(*words, "-o", tmp_path / "out.jsonl") == 3
+    (row,) = read_rows(tmp_path / "out.jsonl")
+    assert row["error"]["type"] == dry["type"] == "ConfigError" and row["error"]["message"] == dry["message"]
+    assert spct("rank", source, *model, "--group-size", 0, "--dry-run") == 2
+    assert "group_size" in capsys.readouterr().err
+
+
 def ranking(groups, rewards):
     votes = tuple(int(reward is not None) for reward in rewards)
     best = groups[0][0] if groups and len(groups[0]) == 1 else None
@@ -129,6 +172,7 @@ def test_the_json_of_one_question_is_the_row_of_a_file(tmp_path, model, capsysbi
         (("-", "--resume", "--overwrite"), "--overwrite"),
         ((*ASK, "-o", "out.jsonl"), "--output: goes with INPUT.jsonl"),
         ((*ASK, "--retry-errors"), "--retry-errors: goes with INPUT.jsonl"),
+        ((*ASK, "--dry-run"), "--dry-run: goes with INPUT.jsonl"),
         (("in.jsonl", "--json"), "--json: goes with --query"),
         (("in.jsonl", "--reference", "r"), "--reference: goes with --query"),
     ],

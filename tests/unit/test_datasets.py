@@ -2,9 +2,11 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
+from spct.cli.eval_options import FORMAT_NAMES
 from spct.errors import ConfigError, InputError
 from spct.evaluation.accuracy import Truth, credit
 from spct.evaluation.datasets import FORMATS, BenchmarkItem, detect, load, read_items, take_in_turn, truth_of
@@ -97,6 +99,13 @@ def write(path, rows, *, as_array=False):
 
 def shapes(items):
     return [(item.subset, item.query, item.responses, item.good, item.cell) for item in items]
+
+
+def test_help_and_page_name_every_format():
+    assert tuple(FORMATS) == FORMAT_NAMES
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `") and not line.startswith("| `--")}
+    assert set(rows) == set(FORMATS)
 
 
 def test_every_format_has_a_row_here():

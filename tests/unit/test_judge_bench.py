@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spct.evaluation.accuracy import Truth
+from spct.evaluation.accuracy import DrawnSample, Truth
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -66,5 +66,35 @@ def test_the_table_compares_on_items_with_several_responses(baselines):
     told = baselines.report(credits, truths, "GRM")
     assert (told["items"], told["single_items"]) == (40, 20) and told["models"]["scalar"]["difference"][0] == 0.25
     assert told["models"]["scalar"]["difference_open"] == [0, 0, 0] and told["models"]["scalar"]["single"] == 0
+    # The reference's domains lie 50 points apart, the other's not at all.
+    assert told["models"]["scalar"]["difference_spread"] == [-0.5, -0.5, -0.5] and "difference" not in told["models"]["GRM"]
     table = baselines.baselines_table(json.loads(json.dumps(told | {"measured": {"date": "d", "machine": "m", "command": "c"}})))
     assert "| scalar | 100.0 (100.0 to 100.0) |" in table and "| 61 |" in table and "40 items" in table
+    assert "| scalar | +25.0 (" in table and "| -50.0 (-50.0 to -50.0) |" in table
+
+
+def test_a_curve_is_told_in_quarters(baselines, tmp_path):
+    assert baselines.curve(tmp_path) is None
+    rows = "".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate([4.0, 2.0, 2.0, 2.0, 1.0, 1.0, 0.5, 0.0]))
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    assert baselines.curve(tmp_path) == {"steps": 8, "loss": [3.0, 2.0, 1.0, 0.25]}
+    told = baselines.report({"scalar": (np.ones(2), 0.0)}, [Truth("passage", 2, 0), Truth("units", 2, 0)], "scalar")
+    told["models"]["scalar"]["training"] = baselines.curve(tmp_path)
+    table = baselines.baselines_table(told | {"measured": {"date": "d", "machine": "m", "command": "c"}})
+    assert "| scalar | 8 | 3.000, 2.000, 1.000, 0.250 |" in table
+
+
+def test_votes_are_counted_together_and_greedy_verdicts_one_by_one(baselines, tmp_path, monkeypatch):
+    drawn = [[DrawnSample((9, 1), num_tokens=10), DrawnSample((1, 4), num_tokens=20)]]
+    asked = []
+
+    def judged(name, model, items, votes=0):
+        asked.append((model, votes))
+        return drawn, 5.5
+
+    monkeypatch.setattr(baselines, "_judged", judged)
+    truths = [Truth("passage", 2, 0)]
+    assert baselines.credits_of("greedy", "embedded", ["item"], truths, tmp_path) == (np.array([0.5]), 15.0)
+    assert baselines.credits_of("two", "embedded@2", ["item"], truths, tmp_path) == (np.array([1.0]), 30.0)
+    assert asked == [("embedded", 0), ("embedded", 2)]
+    assert baselines.credits_of("two", "embedded@2", ["item"], truths, tmp_path) == (np.array([1.0]), 30.0) and len(asked) == 2

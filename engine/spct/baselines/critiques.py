@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spct.baselines.value_model import alone
 from spct.engine import Engine
-from spct.errors import InputError
+from spct.errors import CapacityError, InputError
 from spct.types import SamplingParams, ScoreRequest, VotingParams
 
 _GREEDY = VotingParams(filter="none", orders="given")
@@ -23,24 +23,24 @@ def without_scores(text: str) -> str:
 class CritiqueStore:
     """Critiques by what was judged, in a file that survives a kill.
 
-    path        JSON lines; read at the start, appended to
-    num_tokens  written by the judge for what was drawn here, not for what the file held
+    path  JSON lines; read at the start, appended to
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.num_tokens = 0
         self._found: dict[str, str] = {}
+        self._tokens: dict[str, int] = {}
+        self._refused: dict[str, CapacityError] = {}
         if path is not None and path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 if line.endswith("}"):
                     row = json.loads(line)
-                    self._found[row["key"]] = row["critique"]
+                    self._found[row["key"]], self._tokens[row["key"]] = row["critique"], row.get("tokens", 0)
 
     def draw(self, engine: Engine, requests: Iterable[ScoreRequest], max_tokens: int) -> None:
-        """Write the critiques that are lacking.
+        """Write the critiques that are lacking; what is too long for the judge has none.
 
-        Raises: the engine's error for a request that it can't judge.
+        Raises: the engine's error for a request that it can't judge, its length aside.
         """
         lacking = {_key(one): one for request in requests for one in alone(request) if _key(one) not in self._found}
         keys = list(lacking)
@@ -48,23 +48,37 @@ class CritiqueStore:
         file = None if self.path is None else self.path.open("a", encoding="utf-8")
         try:
             for judgement in engine.score_batch(lacking.values(), sampling=sampling, voting=_GREEDY):
+                if isinstance(judgement.error, CapacityError):
+                    self._refused[keys[judgement.index]] = judgement.error
+                    continue
                 if judgement.error is not None:
                     raise judgement.error
-                critique = without_scores(judgement.samples[0].text)
-                self._found[keys[judgement.index]] = critique
-                self.num_tokens += judgement.samples[0].num_tokens
+                key, (sample,) = keys[judgement.index], judgement.samples
+                critique = without_scores(sample.text)
+                self._found[key], self._tokens[key] = critique, sample.num_tokens
                 if file is not None:
-                    file.write(json.dumps({"key": keys[judgement.index], "critique": critique}) + "\n")
+                    file.write(json.dumps({"key": key, "critique": critique, "tokens": sample.num_tokens}) + "\n")
         finally:
             if file is not None:
                 file.close()
 
     def __call__(self, request: ScoreRequest) -> list[str]:
-        """The critiques of a request's responses, in their order. Raises: InputError if they were not drawn."""
+        """The critiques of a request's responses, in their order.
+
+        Raises: InputError if they were not drawn; CapacityError if the judge could not read one of them.
+        """
+        keys = [_key(one) for one in alone(request)]
+        for key in keys:
+            if key in self._refused:
+                raise self._refused[key]
         try:
-            return [self._found[_key(one)] for one in alone(request)]
+            return [self._found[key] for key in keys]
         except KeyError:
             raise InputError("critique: expected one that was drawn, got a request that is new; draw its critiques first") from None
+
+    def num_tokens(self, request: ScoreRequest) -> int:
+        """Tokens that the judge wrote for a request's critiques, its scores included; 0 for what was not drawn."""
+        return sum(self._tokens.get(_key(one), 0) for one in alone(request))
 
 
 def _key(one: ScoreRequest) -> str:

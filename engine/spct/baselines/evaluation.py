@@ -20,6 +20,7 @@ from spct.errors import CapacityError
 from spct.evaluation.accuracy import DrawnSample, Truth
 from spct.evaluation.judging import Question, passes
 from spct.evaluation.report import accuracy_report
+from spct.training.sample_batches import Example
 from spct.types import SamplingParams, ScoreRequest, VotingParams
 
 # Values as fixed-point numbers: an evaluation's scores are integers, and 0 is their middle.
@@ -40,7 +41,7 @@ def verdicts(
     done: Callable[[str], None],
     drawn: Path | None = None,
 ) -> Rows:
-    """For each item its verdicts at temperature 0; an item that the form can't judge has one without scores.
+    """For each item its verdicts at temperature 0; those of an item that the form can't judge have no scores.
 
     folder  of a trained baseline
     done    called as each item ends
@@ -77,21 +78,31 @@ def _values(form: ValueForm, requests: Sequence[ScoreRequest], done: Callable[[s
     rows: Rows = []
     for start in range(0, len(requests), _ITEMS_AT_ONCE):
         here = requests[start : start + _ITEMS_AT_ONCE]
-        texts = [form.texts(request) for request in here]
+        texts = [_texts(form, request) for request in here]
         shown = [example for examples in texts for example in examples]
         values = form.model.values(shown) if shown else torch.empty(0)
         counts = [sum(len(example.samples) for example in examples) for examples in texts]
         for request, count, own in zip(here, counts, torch.split(values, counts), strict=True):
             scores = tuple(round(_UNIT * score) for score in form.scores(request, own)) if count else None
-            rows.append([DrawnSample(scores)])
+            rows.append([DrawnSample(scores, num_tokens=form.num_written(request))])
             done(f"{len(rows)}")
     return rows
+
+
+def _texts(form: ValueForm, request: ScoreRequest) -> list[Example]:
+    """A request laid out; nothing where it is too long to be judged."""
+    try:
+        texts = form.texts(request)
+        form.model.check_fits(texts)
+    except CapacityError:
+        return []
+    return texts
 
 
 def _picks(engine: Engine, items: Sequence[Question], max_tokens: int, done: Callable[[str], None]) -> Rows:
     """What a judge that names a place picks, once for each rotation of the responses; it has nothing to pick from a single one."""
     greedy = passes(SamplingParams(max_tokens=max_tokens), greedy=True)[1]
-    rows: Rows = [[DrawnSample(None, order=tuple(range(len(item.responses))))] for item in items]
+    rows: Rows = [greedy.unread(item) for item in items]
     asked = [i for i, item in enumerate(items) if len(item.responses) > 1]
     requests: Iterable[ScoreRequest] = (greedy.request(items[i]) for i in asked)
     for _ in range(len(items) - len(asked)):

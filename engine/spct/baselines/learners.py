@@ -85,8 +85,10 @@ class ValueLearner:
         self._form, self._draw = form, draw
 
     def lesson(self, index: int) -> Lesson:
-        """Lay out item `index`."""
-        return self._form.lesson(self._draw(index))
+        """Lay out item `index`. Raises: CapacityError if it is longer than the context."""
+        lesson = self._form.lesson(self._draw(index))
+        self._form.model.check_fits(lesson.examples)
+        return lesson
 
     def num_tokens(self, lesson: Lesson) -> int:
         """Tokens that a lesson computes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,15 @@ from spct.training.labelled import LabelledRequest
 from spct.training.sample_batches import Example
 from spct.types import ScoreRequest
 
-Critiques = Callable[[ScoreRequest], Sequence[str]]
+
+class Critiques(Protocol):
+    """What the semi-scalar form reads beside responses: `spct.baselines.critiques.CritiqueStore`."""
+
+    def __call__(self, request: ScoreRequest) -> Sequence[str]:
+        """The critique of every response."""
+
+    def num_tokens(self, request: ScoreRequest) -> int:
+        """Tokens that they took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,9 @@ class ValueForm(Protocol):
     def scores(self, request: ScoreRequest, values: Tensor) -> list[float]:
         """A number per response, higher is better and 0 the border of good and bad, from the numbers `values` [N] of its texts."""
 
+    def num_written(self, request: ScoreRequest) -> int:
+        """Tokens that were written for a verdict."""
+
 
 class ScalarForm:
     """A number per response, each read alone; Bradley-Terry over the best and each of the others.
@@ -85,6 +96,11 @@ class ScalarForm:
         """The numbers as they are: `values` [N], one per response."""
         del request
         return [float(value) for value in values]
+
+    def num_written(self, request: ScoreRequest) -> int:
+        """Nothing is written."""
+        del request
+        return 0
 
 
 class PairwiseForm:
@@ -125,6 +141,11 @@ class PairwiseForm:
             for i in range(count)
         ]
 
+    def num_written(self, request: ScoreRequest) -> int:
+        """Nothing is written."""
+        del request
+        return 0
+
     def _examples(self, request: ScoreRequest, pairs: Sequence[tuple[int, int]]) -> list[Example]:
         return [shared_example([self.model.prompt.encode(pair) for pair in together(request, pairs)])]
 
@@ -146,6 +167,10 @@ class SemiScalarForm(ScalarForm):
             behind(prompt.encode(one), prompt.tokenizer.encode_user(critique))
             for one, critique in zip(alone(request), self._critiques(request), strict=True)
         ]
+
+    def num_written(self, request: ScoreRequest) -> int:
+        """The critiques."""
+        return self._critiques.num_tokens(request)
 
 
 def _all_pairs(count: int) -> list[tuple[int, int]]:

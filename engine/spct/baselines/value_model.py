@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from spct.errors import CapacityError
 from spct.prompting import JudgePrompt
 from spct.training.folder import copy_text_side
 from spct.training.meta_scorers import ScalarScorer
@@ -40,6 +41,13 @@ class ValueModel:
         states = scorer.model.model(**batch.inputs, use_cache=False).last_hidden_state[batch.rows[last], batch.columns[last]]
         values: Tensor = scorer.model.score(states)[:, 0].float()
         return values
+
+    def check_fits(self, examples: Sequence[Example]) -> None:
+        """Refuse texts longer than the context, past which a model's places mean nothing. Raises: CapacityError."""
+        longest = max((len(example.prompt) + len(sample) - 1 for example in examples for sample in example.samples), default=0)
+        limit = getattr(self._scorer.model.config, "max_position_embeddings", None)
+        if limit is not None and longest > limit:
+            raise CapacityError(f"text: expected at most {limit} tokens, the model's context, got {longest}; leave this item out")
 
     def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """List the parameters of body and head."""

@@ -1,10 +1,10 @@
-"""`spct score --dry-run`: every row is read, rendered and counted; no weights are loaded and nothing is judged."""
+"""`spct score --dry-run` and `spct rank --dry-run`: every row is read, rendered and counted; no weights are loaded, nothing is judged."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from spct.cli.source import Source
 from spct.config import EngineConfig
 from spct.errors import SpctError
 from spct.prompting import JudgePrompt
+from spct.ranking import RankPlan
 from spct.types import SamplingParams, ScoreRequest, VotingParams
 from spct.voting import content_key, orders, resolve_filter
 
@@ -46,19 +47,30 @@ class Totals:
     seconds: float = 0.0
 
 
-def dry_run(source: Source, model: str, engine_options: Mapping[str, Any], sampling: SamplingParams, voting: VotingParams) -> int:
+def dry_run(
+    source: Source,
+    model: str,
+    engine_options: Mapping[str, Any],
+    sampling: SamplingParams,
+    voting: VotingParams,
+    *,
+    group_size: int | None = None,
+) -> int:
     """Prints a line for every row and the totals (JSONL; a table where stdout is a terminal). Returns the exit code.
+
+    group_size  responses that a ranking shows together at most; None: rows are judged, not ranked
 
     Raises: SpctError if the model or an option can't be used.
     """
     plan = plan_model(model, EngineConfig.create(engine_options))
     resolve_filter(voting.filter, plan.meta_pooling is not None or plan.config.meta_model is not None)
     prompt = JudgePrompt(plan.folder, template=plan.config.judge_template, chat_template_kwargs=plan.config.chat_template_kwargs)
+    ranking = None if group_size is None else _rank_plan(plan, prompt, sampling, voting, group_size)
     totals = Totals()
     as_table = sys.stdout.isatty()
     errors: list[dict[str, Any]] = []
     for row in read_rows(source):
-        line = _line(row, plan, prompt, sampling, voting)
+        line = _line(row, plan, prompt, sampling, voting, ranking)
         _add(totals, line)
         if line["error"] is not None and len(errors) < 20:
             errors.append(line)
@@ -73,35 +85,61 @@ def dry_run(source: Source, model: str, engine_options: Mapping[str, Any], sampl
     return EXIT_ERROR_ROWS if totals.error_rows else EXIT_OK
 
 
-def _line(row: InputRow, plan: ModelPlan, prompt: JudgePrompt, sampling: SamplingParams, voting: VotingParams) -> dict[str, Any]:
+def _line(
+    row: InputRow, plan: ModelPlan, prompt: JudgePrompt, sampling: SamplingParams, voting: VotingParams, ranking: RankPlan | None
+) -> dict[str, Any]:
     line: dict[str, Any] = {"line": row.line, "id": row.id, "error": None}
     try:
         if row.request is None:
             assert row.error is not None
             raise row.error
-        line.update(_count(row.request, plan, prompt, sampling, voting))
+        if ranking is None:
+            line.update(_count([row.request], plan, prompt, sampling, voting))
+        else:
+            parts = ranking.divide(row.request)
+            line.update(_count([part.request for part in parts], plan, prompt, sampling, voting), groups=len(parts))
     except SpctError as error:
         line["error"] = {"type": type(error).__name__, "message": str(error)[:1000], "line": row.line}
     return line
 
 
-def _count(request: ScoreRequest, plan: ModelPlan, prompt: JudgePrompt, sampling: SamplingParams, voting: VotingParams) -> dict[str, int]:
-    num_samples = request.samples if request.samples is not None else sampling.samples
-    seed = request.seed if request.seed is not None else sampling.seed
-    plan.limits.check_samples(num_samples)
-    shown = dict.fromkeys(orders(voting.orders, len(request.responses), num_samples, seed, content_key(request)))
-    prompts = [prompt.encode(request, order) for order in shown]
-    prompt_len = max(map(len, prompts))
-    plan.limits.check_fits(prompt_len, sampling.max_tokens)
-    max_len = min(sampling.max_tokens, plan.limits.max_context - min(map(len, prompts)))
+def _rank_plan(plan: ModelPlan, prompt: JudgePrompt, sampling: SamplingParams, voting: VotingParams, group_size: int) -> RankPlan:
+    """How the engine would divide a request.
+
+    Raises: ConfigError if the group size makes no sense.
+    """
+
+    def check(request: ScoreRequest) -> None:
+        plan.limits.check_samples(sampling.samples if request.samples is None else request.samples)
+        plan.limits.check_fits(len(prompt.encode(request, max_tokens=plan.limits.max_context)), sampling.max_tokens)
+
+    return RankPlan(sampling, voting, group_size, check)
+
+
+def _count(
+    requests: Sequence[ScoreRequest], plan: ModelPlan, prompt: JudgePrompt, sampling: SamplingParams, voting: VotingParams
+) -> dict[str, int]:
+    """What a row asks for: the request itself, or the parts of a ranking, which share what their prompts begin with."""
+    samples = generated = 0
+    prompts: list[tuple[int, ...]] = []
+    for request in requests:
+        num_samples = request.samples if request.samples is not None else sampling.samples
+        seed = request.seed if request.seed is not None else sampling.seed
+        plan.limits.check_samples(num_samples)
+        shown = dict.fromkeys(orders(voting.orders, len(request.responses), num_samples, seed, content_key(request)))
+        own = [prompt.encode(request, order) for order in shown]
+        plan.limits.check_fits(max(map(len, own)), sampling.max_tokens)
+        samples += num_samples
+        generated += num_samples * min(sampling.max_tokens, plan.limits.max_context - min(map(len, own)))
+        prompts += own
     prefilled = num_distinct_tokens(prompts)
     return {
-        "samples": num_samples,
+        "samples": samples,
         "orders": len(prompts),
-        "prompt_tokens": prompt_len,
+        "prompt_tokens": max(map(len, prompts)),
         "prefilled_tokens": prefilled,
-        "generated_tokens": num_samples * max_len,
-        "kv_bytes": (prefilled + num_samples * max_len) * plan.slot_bytes,
+        "generated_tokens": generated,
+        "kv_bytes": (prefilled + generated) * plan.slot_bytes,
     }
 
 

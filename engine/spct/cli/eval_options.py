@@ -10,6 +10,11 @@ from spct.errors import ConfigError
 
 MAX_TOKENS = 400
 DEFAULT_KS = "1,2,4,8,16,32"
+# Those of `spct.evaluation.datasets`, which is not imported for a help text.
+FORMAT_NAMES = (
+    "rewardbench", "rewardbench2", "rm-bench", "llmbar", "judgebench", "pandalm", "ppe-preference", "ppe-correctness", "rmb-pairs",
+    "rmb-best-of-n", "realmistake", "helpsteer", "helpsteer-preference", "spct",
+)  # fmt: skip
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -29,7 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--no-greedy", dest="greedy", action="store_false", help="leave out the samples at temperature 0, one per order")
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--format", default="auto", metavar="NAME", help="of the files: auto (told by their first row), rewardbench, rm-bench, ..."
+        "--format", default="auto", metavar="NAME", help=f"of the files: auto (told by their first row), {', '.join(FORMAT_NAMES)}"
     )
     group.add_argument("--limit", type=int, metavar="N", help="items at most, the domains in turn (embedded-test: 2000; files: all)")
     group.add_argument("--domains", nargs="+", metavar="D", help="of embedded-test: only these, in turn (default: all)")

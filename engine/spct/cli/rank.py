@@ -13,13 +13,14 @@ from rich.table import Table
 
 from spct.cli import options
 from spct.cli.console import ProgressBar, only_rows_on_stdout, printable, readable_seconds, waiting
+from spct.cli.dry_run import dry_run
 from spct.cli.exit_codes import EXIT_OK
 from spct.cli.jsonl import InputRow, read_rows, row_key
 from spct.cli.report import number
 from spct.cli.rows import ranking_row, run_parts
 from spct.cli.scoring import Scoring, output_mode
-from spct.cli.source import open_source
-from spct.cli.store import OutputStore
+from spct.cli.source import Source, open_source
+from spct.cli.store import Mode, OutputStore
 from spct.config import EngineConfig
 from spct.engine import Engine
 from spct.errors import ConfigError
@@ -32,6 +33,7 @@ _OF_A_FILE = {
     "resume": "--resume",
     "retry_errors": "--retry-errors",
     "overwrite": "--overwrite",
+    "dry_run": "--dry-run",
 }
 _OF_A_QUESTION = {"responses": "--response", "reference": "--reference", "principles": "--principles", "json": "--json"}
 
@@ -106,8 +108,15 @@ def _rank_one(args: Namespace, sampling: SamplingParams, voting: VotingParams) -
 
 def _rank_file(args: Namespace, sampling: SamplingParams, voting: VotingParams) -> int:
     mode = output_mode(args)
+    with open_source(args.input) as source:
+        if args.dry_run:
+            return dry_run(source, args.model, options.engine_options(args), sampling, voting, group_size=args.group_size)
+        return _rank_rows(args, source, mode, sampling, voting)
+
+
+def _rank_rows(args: Namespace, source: Source, mode: Mode, sampling: SamplingParams, voting: VotingParams) -> int:
     quiet = only_rows_on_stdout() if args.output == "-" else nullcontext()
-    with open_source(args.input) as source, OutputStore.open(args.output, mode) as store, quiet:
+    with OutputStore.open(args.output, mode) as store, quiet:
         if store.is_same_file(source.fileno()):
             raise ConfigError(f"{args.output}: is the input too; write to another file")
         with Engine.from_pretrained(args.model, **options.engine_options(args)) as engine:

@@ -28,3 +28,4 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_sampling_arguments(parser)
     group = add_output_arguments(parser)
     group.add_argument("-o", "--output", default="-", metavar="OUT.jsonl", help='rankings of a file, one per line ("-", stdout)')
+    group.add_argument("--dry-run", action="store_true", help="check every row of a file; print tokens, KV memory and time; rank nothing")
