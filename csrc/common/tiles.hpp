@@ -19,8 +19,8 @@ constexpr int kTileRows = 16, kTileWords = 16, kTileBytes = 64;
 /// What tile instructions read in memory is there: GCC does not know that they read.
 SPCT_INLINE void finish_stores() { __asm__ volatile("" ::: "memory"); }
 
-/// Shapes of the calling thread's tiles, from the first `set` to `release`. No destructor does that: its frame would need
-/// C++'s handler of exceptions, a symbol that all levels share.
+/// Shapes of the calling thread's tiles, from the first `set` to `release`. No destructor does that: its frame would
+/// need C++'s handler of exceptions, a symbol that all levels share.
 class TileShapes {
  public:
   /// Tiles of `first` and `second` rows (0: there is none), `words` of 4 bytes in a row. Clears all tiles where this
