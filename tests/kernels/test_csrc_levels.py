@@ -162,6 +162,34 @@ def test_what_torch_does_on_the_same_thread_changes_nothing(name, level):
         assert all(torch.equal(one, other) for one, other in zip(ours(), before, strict=True))
 
 
+WEIGHT_BEFORE_A_FORBIDDEN_PAGE = """
+import ctypes, dataclasses, mmap
+import torch, spct_kernels
+from spct_kernels import dispatch
+for name in dispatch.cpu_levels():
+    dispatch.set_cpu_level(name)
+    for inputs in (3, 40, 64, 67, 131, 192):
+        weight = spct_kernels.pack(torch.randn(33, inputs), "w8a8")
+        size = weight.panels.numel()
+        pages = (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE
+        memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+        view = torch.frombuffer(memory, dtype=torch.int8)
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(view.data_ptr() + pages * mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+        panels = view[pages * mmap.PAGESIZE - size : pages * mmap.PAGESIZE].view(weight.panels.shape).copy_(weight.panels)
+        for rows in (1, 7, 16, 31):
+            x = torch.randn(rows, inputs)
+            placed = spct_kernels.linear(x, dataclasses.replace(weight, panels=panels), backend="cpu")
+            assert torch.equal(placed, spct_kernels.linear(x, weight, backend="cpu"))
+print("done")
+"""
+
+
+def test_nothing_is_read_past_a_weight_of_int8():
+    """Sanitizers don't see what tile instructions read: the next page does."""
+    result = run_python(WEIGHT_BEFORE_A_FORBIDDEN_PAGE)
+    assert result.stdout.strip() == "done", (result.returncode, result.stderr)
+
+
 SMALL_SIGNAL_STACK = """
 import ctypes
 class Stack(ctypes.Structure):
