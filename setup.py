@@ -43,6 +43,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS["avx512"] = [*LEVELS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
     LEVELS["avx512vnni"] = [*LEVELS["avx512"], "-mavx512vnni"]
     LEVELS["avx512bf16"] = [*LEVELS["avx512vnni"], "-mavx512bf16"]
+    LEVELS["amx"] = [*LEVELS["avx512bf16"], "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 
 
 def compiler() -> list[str] | None:

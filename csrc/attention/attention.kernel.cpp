@@ -1,6 +1,7 @@
 #include "attention/attention.hpp"
 
 #include "attention/tile.hpp"
+#include "attention/tile_amx.hpp"
 #include "attention/tile_bf16.hpp"
 #include "attention/walk.hpp"
 #include "common/parallel.hpp"
@@ -8,6 +9,13 @@
 
 SPCT_BEGIN_LEVEL
 namespace {
+
+// bf16 queries on bf16 caches.
+#if defined(__AMX_BF16__)
+using NarrowTile = AmxTile;
+#elif defined(__AVX512BF16__)
+using NarrowTile = PairTile;
+#endif
 
 // A task is a block of rows and some or all KV heads; of one head at most this many flattened rows: queries and outputs
 // of D = 64 then take 128 KiB in fp32.
@@ -87,6 +95,7 @@ struct Task {
   int64_t flat_rows = (last - first) * group;  // of one head
   ScoreRule rule{args};
   RowState states{};  // of the first head; the others' follow
+  TileShapes shapes{};
   Tile tile{};
 
   /// Room in the thread's scratch; outputs and sums at zero, queries loaded.
@@ -106,7 +115,7 @@ struct Task {
       states.maximum[row] = -__builtin_inff();
       states.sum[row] = 0.0f;
     }
-    tile = Tile::at(scratch<char>(Scratch::kKeyTile, Tile::bytes(args, tile_keys)), args, tile_keys);
+    tile = Tile::at(scratch<char>(Scratch::kKeyTile, Tile::bytes(args, tile_keys)), args, tile_keys, shapes);
     for (int64_t head = head_begin; head < head_end; ++head) {
       const RowState state = state_of(head);
       for (int64_t flat = 0; flat < flat_rows; ++flat) Tile::load_query(args, index_of(head, flat), state, flat);
@@ -148,13 +157,14 @@ struct Task {
   /// Rows [begin, end) over a tile, a register tile at a time.
   void attend(const RowState& state, const Walk& walk, const TileTask& task, int64_t begin, int64_t end,
               Prefetch& ahead) const {
-    const int64_t from = (begin - first) * group, rows = (end - begin) * group, tiles = num_row_tiles(rows);
+    const int64_t from = (begin - first) * group, rows = (end - begin) * group,
+                  tiles = num_row_tiles<Tile::kHeight>(rows);
     for (int64_t index = 0; index < tiles; ++index) {
-      const int64_t flat = from + tile_begin(rows, index);
+      const int64_t at = tile_begin<Tile::kHeight>(rows, index), next = tile_begin<Tile::kHeight>(rows, index + 1);
       ahead.step();
-      with_height(tile_begin(rows, index + 1) - tile_begin(rows, index), [&]<int M>() {
+      with_height<Tile::kHeight>(next - at, [&]<int M>() {
         KeyRange own[M];
-        tile.template attend<M>(args, rule, state, flat, view_of<M>(walk, task, flat, own));
+        tile.template attend<M>(args, rule, state, from + at, view_of<M>(walk, task, from + at, own));
       });
     }
   }
@@ -209,11 +219,13 @@ struct Task {
         walk.gather(tasks[t + 1], next);
         ahead.keys = tasks[t + 1].keys;
         // A step each before the keys, the values and every register tile.
-        ahead.steps = (head_end - head_begin) * (2 + num_row_tiles((tasks[t].end - tasks[t].begin) * group));
+        ahead.steps =
+            (head_end - head_begin) * (2 + num_row_tiles<Tile::kHeight>((tasks[t].end - tasks[t].begin) * group));
       }
       for (int64_t head = head_begin; head < head_end; ++head) compute(head, walk, tasks[t], slots[t % 2], ahead);
       while (ahead.done < ahead.steps) ahead.step();
     }
+    shapes.release();
     for (int64_t head = head_begin; head < head_end; ++head) {
       SPCT_FLOAT_DTYPES(args.out_dtype, store_outputs<Scalar>(head))
     }
@@ -243,7 +255,7 @@ void attention(const AttentionArgs& args) {
   if (args.rows == 0) return;
 #if defined(__AVX512BF16__)
   const bool scaled = args.k.scale != nullptr || args.v.scale != nullptr;
-  if (args.q_dtype == DType::kBFloat16 && args.kv_dtype == DType::kBFloat16 && !scaled) return run<PairTile>(args);
+  if (args.q_dtype == DType::kBFloat16 && args.kv_dtype == DType::kBFloat16 && !scaled) return run<NarrowTile>(args);
 #endif
   if (args.kv_dtype == DType::kInt8) return run<WideTile<int8_t>>(args);
   SPCT_FLOAT_DTYPES(args.kv_dtype, run<WideTile<Scalar>>(args))

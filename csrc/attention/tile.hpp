@@ -7,6 +7,7 @@
 #pragma once
 
 #include "attention/softmax.hpp"
+#include "common/tiles.hpp"
 
 SPCT_BEGIN_LEVEL
 
@@ -33,6 +34,7 @@ SPCT_INLINE float stored_scale(const CacheView& cache, int64_t head, int64_t slo
 template <class T>
 struct WideTile {
   using Element = T;
+  static constexpr int kHeight = kMaxRows;
   static constexpr int kTerms = 6;
 
   float* k;  // [B/16 panels][D][16]
@@ -42,7 +44,7 @@ struct WideTile {
     return static_cast<size_t>(tile_keys * (args.key_dim + args.value_dim)) * sizeof(float);
   }
 
-  static WideTile at(void* memory, const AttentionArgs& args, int tile_keys) {
+  static WideTile at(void* memory, const AttentionArgs& args, int tile_keys, TileShapes&) {
     float* k = static_cast<float*>(memory);
     return {k, k + tile_keys * args.key_dim};
   }

@@ -37,6 +37,7 @@ SPCT_INLINE void multiply_pairs(vf (&sums)[M][P], const uint32_t* a, int64_t a_r
 
 struct PairTile {
   using Element = BFloat16;
+  static constexpr int kHeight = kMaxRows;
   static constexpr int kTerms = 5;
   // Rows that share their operands in registers: 6 rows x 4 panels = 24 accumulators of 32.
   static constexpr int kRows = 6;
@@ -47,7 +48,7 @@ struct PairTile {
   static size_t bytes(const AttentionArgs& args, int tile_keys) {
     return static_cast<size_t>(tile_keys * (args.key_dim + args.value_dim)) * sizeof(BFloat16);
   }
-  static PairTile at(void* memory, const AttentionArgs& args, int tile_keys) {
+  static PairTile at(void* memory, const AttentionArgs& args, int tile_keys, TileShapes&) {
     uint32_t* k = static_cast<uint32_t*>(memory);
     return {k, k + tile_keys * args.key_dim / 2};
   }

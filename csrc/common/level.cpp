@@ -1,7 +1,37 @@
 #include "common/level.hpp"
 
+#if SPCT_X86 && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define SPCT_AMX 1
+#else
+#define SPCT_AMX 0
+#endif
+
 namespace spct {
 namespace {
+
+#if SPCT_AMX
+/// The processor has tiles with int8 and bf16 products, and the system saves them.
+bool has_tiles() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(1, 0, &a, &b, &c, &d) || (c & bit_OSXSAVE) == 0) return false;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr unsigned states = 3u << 17;  // the tiles' shapes and their data
+  if ((low & states) != states) return false;
+  constexpr unsigned features = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & features) == features;
+}
+
+/// Linux hands out the tiles' data only to processes that ask for it; it may refuse.
+bool may_use_tiles() {
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = has_tiles() && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return granted;
+}
+#endif
 
 Level best_level() {
   for (int level = kNumLevels - 1; level > 0; --level) {
@@ -31,6 +61,10 @@ bool level_supported(Level level) {
       return level_supported(Level::kAvx512) && __builtin_cpu_supports("avx512vnni");
     case Level::kAvx512Bf16:
       return level_supported(Level::kAvx512Vnni) && __builtin_cpu_supports("avx512bf16");
+#if SPCT_AMX
+    case Level::kAmx:
+      return level_supported(Level::kAvx512Bf16) && may_use_tiles();
+#endif
 #endif
     default:
       return false;

@@ -13,11 +13,13 @@
 
 namespace spct {
 
-/// Each holds what the ones before it hold. kAvx512Vnni adds dot products of bytes, kAvx512Bf16 those of bfloat16.
-enum class Level : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3, kAvx512Bf16 = 4 };
-constexpr int kNumLevels = 5;
+/// Each holds what the ones before it hold. kAvx512Vnni adds dot products of bytes, kAvx512Bf16 those of bfloat16, kAmx
+/// matrix products of both.
+enum class Level : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3, kAvx512Bf16 = 4, kAmx = 5 };
+constexpr int kNumLevels = 6;
 
-/// True if this build holds the level and this CPU (and its system) can run it.
+/// True if this build holds the level and this CPU (and its system) can run it. The first question after kAmx asks the
+/// system for leave to use tiles, for the whole process.
 bool level_supported(Level level);
 
 /// The level that kernels run at: the best supported one, unless `set_level` lowered it.
@@ -41,9 +43,12 @@ bool set_level(Level level);
   SPCT_DECLARE(avx512, name, Args)                             \
   SPCT_DECLARE(avx512vnni, name, Args)                         \
   SPCT_DECLARE(avx512bf16, name, Args)                         \
+  SPCT_DECLARE(amx, name, Args)                                \
   namespace spct {                                             \
   [[maybe_unused]] static inline void name(const Args& args) { \
     switch (active_level()) {                                  \
+      case Level::kAmx:                                        \
+        return amx::name(args);                                \
       case Level::kAvx512Bf16:                                 \
         return avx512bf16::name(args);                         \
       case Level::kAvx512Vnni:                                 \

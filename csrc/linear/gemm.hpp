@@ -85,23 +85,27 @@ void multiply_row_tile(const float* rows, const W* panels, int64_t num_panels, i
   }
 }
 
-// ---- Row tiles: `rows` rows make num_row_tiles(rows) tiles of nearly the same height ----
+// ---- Row tiles: `rows` rows make num_row_tiles(rows) tiles of nearly the same height, at most Most ----
 
-SPCT_INLINE int64_t num_row_tiles(int64_t rows) { return (rows + kMaxRows - 1) / kMaxRows; }
+template <int Most = kMaxRows>
+SPCT_INLINE int64_t num_row_tiles(int64_t rows) {
+  return (rows + Most - 1) / Most;
+}
 
 /// First row of a tile; tile_begin(rows, num_row_tiles(rows)) is `rows`.
+template <int Most = kMaxRows>
 SPCT_INLINE int64_t tile_begin(int64_t rows, int64_t tile) {
-  const int64_t tiles = num_row_tiles(rows), height = rows / tiles, higher = rows % tiles;
+  const int64_t tiles = num_row_tiles<Most>(rows), height = rows / tiles, higher = rows % tiles;
   return tile * height + (tile < higher ? tile : higher);
 }
 
-/// f.operator()<M>() for a row tile of height M, from 1 to kMaxRows.
-template <int M = 1, class F>
+/// f.operator()<M>() for a row tile of height M, from 1 to Most.
+template <int Most = kMaxRows, int M = 1, class F>
 SPCT_INLINE void with_height(int64_t height, const F& f) {
   if (height == M) {
     f.template operator()<M>();
-  } else if constexpr (M < kMaxRows) {
-    with_height<M + 1>(height, f);
+  } else if constexpr (M < Most) {
+    with_height<Most, M + 1>(height, f);
   }
 }
 

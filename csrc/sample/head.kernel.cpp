@@ -95,14 +95,15 @@ void sample_by_panels(const HeadSampleArgs& args, int64_t step) {
 
 template <class Products>
 void sample_head(const HeadSampleArgs& args) {
+  constexpr int64_t tile = Products::kRows;
   const int64_t width = padded_vocabulary(args.head);
   // Multiples of the row tile's height, so that no tile is cut.
-  const int64_t own = kOwnLogits / width / kMaxRows * kMaxRows;
-  if (own >= 2 * kMaxRows && args.head.rows >= num_threads() * kMaxRows) {
-    const int64_t share = (args.head.rows / num_threads() + kMaxRows - 1) / kMaxRows * kMaxRows;
+  const int64_t own = kOwnLogits / width / tile * tile;
+  if (own >= 2 * tile && args.head.rows >= num_threads() * tile) {
+    const int64_t share = (args.head.rows / num_threads() + tile - 1) / tile * tile;
     return sample_by_rows<Products>(args, smaller(own, share));
   }
-  const int64_t shared = kSharedLogits / width / kMaxRows * kMaxRows;
+  const int64_t shared = kSharedLogits / width / tile * tile;
   sample_by_panels<Products>(args, smaller(args.head.rows, shared > 0 ? shared : 1));
 }
 

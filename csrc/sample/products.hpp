@@ -1,6 +1,7 @@
 // The LM head's products with normed rows, for each way that its weight is stored: one class each, with the same
 // members.
 //
+//   kRows                                    rows of a tile: a number of rows that is a multiple of it cuts none
 //   words(rows, depth)                       fp32 words that packed rows take
 //   pack(head, normed, rows, packed)         rows [rows, depth] as `multiply` reads them
 //   Products(head, first, count)             panels [first, first + count); valid until the thread's next one
@@ -34,6 +35,7 @@ RowMemory row_memory(const Head& head, int64_t rows) {
 template <class W>
 class FloatProducts {
  public:
+  static constexpr int kRows = kMaxRows;
   static int64_t words(int64_t rows, int64_t depth) { return rows * depth; }
 
   static void pack(const Head& head, const float* normed, int64_t rows, float* packed) {
@@ -76,11 +78,12 @@ class FloatProducts {
 /// int8 arithmetic: the rows are quantised, each by itself.
 class Int8Products {
  public:
+  static constexpr int kRows = kInt8Rows > 16 ? kInt8Rows / 2 : kInt8Rows;
   static int64_t words(int64_t rows, int64_t depth) { return int8_rows_words(rows, depth); }
 
   static void pack(const Head& head, const float* normed, int64_t rows, float* packed) {
     if (rows == 0) return;
-    quantise_row_tiles(normed, head.depth, rows, head.depth, 0, num_row_tiles(rows), Int8Rows(packed, rows));
+    quantise_row_tiles(normed, head.depth, rows, head.depth, 0, num_row_tiles<kInt8Rows>(rows), Int8Rows(packed, rows));
   }
 
   Int8Products(const Head& head, int64_t first, int64_t count) : count_(count), weight_(weight_of(head).from(first)) {}

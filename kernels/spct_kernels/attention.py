@@ -79,7 +79,7 @@ def shared_prefix_attention(
 
     A row that sees nothing gives zeros. Slots that no row sees may hold anything, NaN included. Arithmetic is fp32; where q and
     the caches are bf16, products may take bf16 operands (q, k, v and the rounded e^(score - max)) with fp32 sums: the C++ kernels
-    do so at the CPU level avx512bf16.
+    do so at the CPU levels avx512bf16 and amx.
     Cost: each node's keys and values read once for all rows below it; 2*H*(D+Dv) FLOPs per row and key seen. Invariant: a row's
     bits depend on its own path, position and values, and on the layer's shape; not on the other rows, the threads, how the path
     is cut into nodes, or in how many calls a prefill came.

@@ -145,6 +145,70 @@ def test_an_unknown_level_is_refused_on_use_and_not_on_import():
     assert "SPCT_CPU=sse9" in result.stdout and "scalar" in result.stdout, result.stderr
 
 
+@pytest.mark.parametrize("name", LEVELS)
+def test_what_torch_does_on_the_same_thread_changes_nothing(name, level):
+    """Torch's own bf16 products may use AMX tiles, whose shapes belong to the thread: neither side finds what it left."""
+    level(name)
+    weight = spct_kernels.pack(torch.randn(96, 200), "w8a8")
+    x, a, b = torch.randn(21, 200), torch.randn(100, 70).bfloat16(), torch.randn(70, 90).bfloat16()
+    attention = make_inputs(decode_tree(70, (3, 5, 9)), (6, 2, 48, 32), torch.bfloat16, torch.Generator().manual_seed(0))
+
+    def ours():
+        return spct_kernels.linear(x, weight, backend="cpu"), spct_kernels.shared_prefix_attention(**attention, backend="cpu")
+
+    theirs, before = a @ b, ours()
+    for _ in range(3):
+        assert torch.equal(a @ b, theirs)
+        assert all(torch.equal(one, other) for one, other in zip(ours(), before, strict=True))
+
+
+WEIGHT_BEFORE_A_FORBIDDEN_PAGE = """
+import ctypes, dataclasses, mmap
+import torch, spct_kernels
+from spct_kernels import dispatch
+for name in dispatch.cpu_levels():
+    dispatch.set_cpu_level(name)
+    for inputs in (3, 40, 64, 67, 131, 192):
+        weight = spct_kernels.pack(torch.randn(33, inputs), "w8a8")
+        size = weight.panels.numel()
+        pages = (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE
+        memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+        view = torch.frombuffer(memory, dtype=torch.int8)
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(view.data_ptr() + pages * mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+        panels = view[pages * mmap.PAGESIZE - size : pages * mmap.PAGESIZE].view(weight.panels.shape).copy_(weight.panels)
+        for rows in (1, 7, 16, 31):
+            x = torch.randn(rows, inputs)
+            placed = spct_kernels.linear(x, dataclasses.replace(weight, panels=panels), backend="cpu")
+            assert torch.equal(placed, spct_kernels.linear(x, weight, backend="cpu"))
+print("done")
+"""
+
+
+def test_nothing_is_read_past_a_weight_of_int8():
+    """Sanitizers don't see what tile instructions read: the next page does."""
+    result = run_python(WEIGHT_BEFORE_A_FORBIDDEN_PAGE)
+    assert result.stdout.strip() == "done", (result.returncode, result.stderr)
+
+
+SMALL_SIGNAL_STACK = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(8192)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, 8192)), None) == 0
+import spct_kernels.dispatch as d
+print(*d.cpu_levels(), d.cpu_level())
+"""
+
+
+@pytest.mark.skipif("amx" not in LEVELS, reason="needs a CPU with AMX")
+def test_where_the_system_refuses_tiles_there_is_no_such_level():
+    """Linux grants no tiles to a process with a signal stack that is too small to save them on."""
+    result = run_python(SMALL_SIGNAL_STACK)
+    lower = LEVELS[: LEVELS.index("amx")]
+    assert result.stdout.split() == [*lower, lower[-1]], result.stderr
+
+
 def test_a_level_that_this_machine_lacks_is_refused():
     with pytest.raises(BackendError, match="CPU level: expected one of scalar"):
         dispatch.set_cpu_level("neon9")

@@ -119,13 +119,24 @@ def test_random_configurations_equal_the_reference_bit_for_bit_at_every_level(le
 def test_no_row_count_and_no_thread_changes_a_row(level, threads):
     weight, bias, x = pack(random(150, 131), "w8a8"), random(150, seed=1), random(300, 131, seed=2)
     expected = linear_reference(x, weight, bias)
-    some = (1, 2, 4, 5, 6, 7, 11, 12, 13, 64, 193, 300)
+    some = (1, 2, 4, 5, 6, 7, 11, 12, 13, 16, 17, 31, 32, 33, 64, 193, 300)
     for name in LEVELS:
         level(name)
         for count in (1, 2):
             threads(count)
             for rows in range(1, 301) if (name, count) == (LEVELS[-1], 1) else some:
                 assert same(linear(x[300 - rows :], weight, bias), expected[300 - rows :]), (name, rows, count)
+
+
+@pytest.mark.parametrize("inputs", [1, 60, 63, 64, 65, 100, 124, 128, 132, 191])
+def test_depths_around_a_block_of_64_at_every_level(inputs, level):
+    """AMX takes 64 inputs at a time, or all of them where there are fewer; the last 64 overlap with those before them."""
+    weight, x = pack(random(70, inputs), "w8a8"), random(39, inputs, seed=1)
+    for rows in (1, 4, 5, 16, 17, 32, 39):
+        expected = linear_reference(x[:rows], weight, None)
+        for name in LEVELS:
+            level(name)
+            assert same(linear(x[:rows], weight), expected), (name, rows)
 
 
 @pytest.mark.parametrize("name", LEVELS)
