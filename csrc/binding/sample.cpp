@@ -1,5 +1,6 @@
 #include "sample/head.hpp"
 
+#include <limits>
 #include <tuple>
 
 #include "binding/int8.hpp"
@@ -91,12 +92,23 @@ SampleParams params_of(int64_t rows, const Tensor& temperature, const Tensor& to
   check_rows(min_p, rows, "min_p");
   check_rows(seed, rows, "seed");
   check_rows(position, rows, "position");
-  return {float_data(temperature, "temperature"),
-          int32_data(top_k, "top_k"),
-          float_data(top_p, "top_p"),
-          float_data(min_p, "min_p"),
-          int64_data(seed, "seed"),
-          int64_data(position, "position")};
+  const SampleParams params{float_data(temperature, "temperature"),
+                            int32_data(top_k, "top_k"),
+                            float_data(top_p, "top_p"),
+                            float_data(min_p, "min_p"),
+                            int64_data(seed, "seed"),
+                            int64_data(position, "position")};
+  // Each comparison is false for a NaN.
+  for (int64_t row = 0; row < rows; ++row) {
+    SPCT_CHECK(params.temperature[row] >= 0.0f && params.temperature[row] < std::numeric_limits<float>::infinity(),
+               "temperature[", row, "]: expected a finite number >= 0, got ", params.temperature[row]);
+    SPCT_CHECK(params.top_k[row] >= 0, "top_k[", row, "]: expected an integer >= 0, got ", params.top_k[row]);
+    SPCT_CHECK(params.top_p[row] >= 0.0f && params.top_p[row] <= 1.0f, "top_p[", row,
+               "]: expected a number from 0 to 1, got ", params.top_p[row]);
+    SPCT_CHECK(params.min_p[row] >= 0.0f && params.min_p[row] <= 1.0f, "min_p[", row,
+               "]: expected a number from 0 to 1, got ", params.min_p[row]);
+  }
+  return params;
 }
 
 std::tuple<Tensor, Tensor, Tensor> fused_sample_op(

@@ -6,12 +6,9 @@
 
 SPCT_BEGIN_LEVEL
 
-/// e^x. Overflow gives +Inf, -Inf gives 0, subnormal results are kept, NaN stays.
-SPCT_INLINE vf exp(vf x) {
-  // Beyond these bounds the result is 0 or Inf all the same; the comparisons keep NaN.
-  const vf clamped = x < -104.0f ? splat(-104.0f) : (x > 89.0f ? splat(89.0f) : x);
-  const vf n = round_small(clamped * 1.44269504f);
-  vf r = fma(n, splat(-0.693359375f), clamped);  // ln 2 in two parts: n * 0.693359375 is exact
+/// e^(x - n ln2), for n the whole number nearest to x / ln2.
+SPCT_INLINE vf exp_fraction(vf x, vf n) {
+  vf r = fma(n, splat(-0.693359375f), x);  // ln 2 in two parts: n * 0.693359375 is exact
   r = fma(n, splat(2.12194440e-4f), r);
   // (e^r - 1 - r) / r^2 on |r| <= ln2/2, error 1.4e-9
   vf p = splat(1.99076401e-4f);
@@ -20,12 +17,27 @@ SPCT_INLINE vf exp(vf x) {
   p = fma(p, r, splat(4.16664646e-2f));
   p = fma(p, r, splat(1.66666668e-1f));
   p = fma(p, r, splat(0.5f));
-  const vf y = fma(r * r, p, r) + 1.0f;
+  return fma(r * r, p, r) + 1.0f;
+}
+
+/// e^x. Overflow gives +Inf, -Inf gives 0, subnormal results are kept, NaN stays.
+SPCT_INLINE vf exp(vf x) {
+  // Beyond these bounds the result is 0 or Inf all the same; the comparisons keep NaN.
+  const vf clamped = x < -104.0f ? splat(-104.0f) : (x > 89.0f ? splat(89.0f) : x);
+  const vf n = round_small(clamped * 1.44269504f);
+  const vf y = exp_fraction(clamped, n);
   // 2^n in two factors, since n down to -150 has no normal 2^n.
   const vi whole = to_int(n), half = whole >> 1;
   const vf first = bits_as<vf>((half + 127) << 23), second = bits_as<vf>((whole - half + 127) << 23);
   const vf result = y * first * second;
   return x == x ? result : x;
+}
+
+/// e^x for -87 < x <= 0; nothing useful for other x.
+SPCT_INLINE vf exp_mass(vf x) {
+  const vf magic = splat(12582912.0f);  // see round_small: n is left in the sum's last bits
+  const vf sum = fma(x, splat(1.44269504f), magic);
+  return bits_as<vf>(bits_as<vi>(exp_fraction(x, sum - magic)) + (bits_as<vi>(sum) << 23));
 }
 
 /// Natural logarithm. log(0) = -Inf, negative numbers give NaN, subnormals are exact, NaN and +Inf stay.

@@ -10,7 +10,7 @@
 
 SPCT_BEGIN_LEVEL
 
-/// Ids whose bits `philox_ids` makes at a time: enough independent chains to hide the multiplier's latency at every
+/// Ids whose bits `PhiloxStream` makes at a time: enough independent chains to hide the multiplier's latency at every
 /// level.
 constexpr int kPhiloxIds = 64;
 
@@ -52,55 +52,84 @@ SPCT_INLINE void store_interleaved(PhiloxLanes first, PhiloxLanes second, uint32
 #endif
 }
 
-/// Bits of the ids 4 * quad … 4 * quad + kPhiloxIds - 1, in order.
-SPCT_INLINE void philox_ids(PhiloxKey key, uint32_t quad, uint32_t* bits) {
-  constexpr int kChains = kPhiloxIds / (4 * kPhiloxLanes);
-  const PhiloxLanes zero{};
-  const PhiloxLanes first_factor = zero + 0xD2511F53u, second_factor = zero + 0xCD9E8D57u;
-  PhiloxLanes a[kChains], b[kChains], c[kChains], d[kChains];
-  for (int chain = 0; chain < kChains; ++chain) {
+constexpr uint64_t kFirstFactor = 0xD2511F53, kSecondFactor = 0xCD9E8D57;
+constexpr uint32_t kLowStep = 0x9E3779B9, kHighStep = 0xBB67AE85;
+
+/// The bits of one key, kPhiloxIds ids at a time. The counter reaches half of the words only after three rounds: what
+/// it has not reached is computed once.
+class PhiloxStream {
+ public:
+  explicit PhiloxStream(PhiloxKey key) {
     for (int lane = 0; lane < kPhiloxLanes; ++lane) {
       // `store_interleaved` writes even lanes first, then odd ones (all widths but 128 bits, where it is the identity).
       const int place = kPhiloxLanes > 2 ? (lane >> 1) + (lane & 1) * (kPhiloxLanes / 2) : lane;
-      a[chain][lane] = quad + static_cast<uint32_t>(chain * kPhiloxLanes + place);
+      start_[lane] = static_cast<uint64_t>(place) * kFirstFactor;
     }
-    b[chain] = zero + (key.position & 0xffffffffu);
-    c[chain] = zero + (key.position >> 32);
-    d[chain] = zero;
+    for (uint32_t round = 0; round < 10; ++round) {
+      added_[2 * round] = static_cast<uint32_t>(key.seed) + round * kLowStep;
+      added_[2 * round + 1] = static_cast<uint32_t>(key.seed >> 32) + round * kHighStep;
+    }
+    const uint64_t second = (key.position >> 32) * kSecondFactor;
+    const uint64_t first = ((second >> 32) ^ (key.position & 0xffffffffu) ^ added_[0]) * kFirstFactor;
+    added_[2] ^= second;
+    added_[3] ^= first >> 32;
+    added_[5] ^= first;
   }
-  uint32_t low_key = static_cast<uint32_t>(key.seed), high_key = static_cast<uint32_t>(key.seed >> 32);
-#pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
-#pragma GCC unroll 8
+
+  /// Bits of the ids 4 * quad … 4 * quad + kPhiloxIds - 1, in order.
+  [[gnu::always_inline]] void ids(uint32_t quad, uint32_t* bits) const {
+    constexpr int kChains = kPhiloxIds / (4 * kPhiloxLanes);
+    const PhiloxLanes zero{};
+    const PhiloxLanes first_factor = zero + kFirstFactor, second_factor = zero + kSecondFactor;
+    PhiloxLanes a[kChains], b[kChains], c[kChains], d[kChains];
     for (int chain = 0; chain < kChains; ++chain) {
+      d[chain] = start_ + (quad + static_cast<uint64_t>(chain * kPhiloxLanes)) * kFirstFactor;
+      c[chain] = (d[chain] >> 32) ^ added_[1];
+      b[chain] = multiply_low_words(c[chain], second_factor);
+      a[chain] = (b[chain] >> 32) ^ added_[2];
+      c[chain] = d[chain] ^ added_[3];
       const PhiloxLanes x = multiply_low_words(a[chain], first_factor), y = multiply_low_words(c[chain], second_factor);
-      a[chain] = (y >> 32) ^ b[chain] ^ (zero + low_key);
-      c[chain] = (x >> 32) ^ d[chain] ^ (zero + high_key);
+      a[chain] = (y >> 32) ^ b[chain] ^ added_[4];
+      c[chain] = (x >> 32) ^ added_[5];
       b[chain] = y;
       d[chain] = x;
     }
-    low_key += 0x9E3779B9u;
-    high_key += 0xBB67AE85u;
+#pragma GCC unroll 7
+    for (int round = 3; round < 10; ++round) {
+#pragma GCC unroll 8
+      for (int chain = 0; chain < kChains; ++chain) {
+        const PhiloxLanes x = multiply_low_words(a[chain], first_factor),
+                          y = multiply_low_words(c[chain], second_factor);
+        a[chain] = (y >> 32) ^ b[chain] ^ added_[2 * round];
+        c[chain] = (x >> 32) ^ d[chain] ^ added_[2 * round + 1];
+        b[chain] = y;
+        d[chain] = x;
+      }
+    }
+    for (int chain = 0; chain < kChains; ++chain) {
+      const PhiloxLanes first = (a[chain] & 0xffffffffu) | (b[chain] << 32);
+      const PhiloxLanes second = (c[chain] & 0xffffffffu) | (d[chain] << 32);
+      store_interleaved(first, second, bits + chain * 4 * kPhiloxLanes);
+    }
   }
-  for (int chain = 0; chain < kChains; ++chain) {
-    const PhiloxLanes first = (a[chain] & 0xffffffffu) | (b[chain] << 32);
-    const PhiloxLanes second = (c[chain] & 0xffffffffu) | (d[chain] << 32);
-    store_interleaved(first, second, bits + chain * 4 * kPhiloxLanes);
-  }
-}
+
+ private:
+  PhiloxLanes start_;   // the first round's product, of the first counters
+  uint64_t added_[20];  // per round and half: its key, with the words that no counter has reached
+};
 
 /// Bits of one id.
 SPCT_INLINE uint32_t philox_id(PhiloxKey key, uint32_t id) {
   uint32_t a = id / 4, b = static_cast<uint32_t>(key.position), c = static_cast<uint32_t>(key.position >> 32), d = 0;
   uint32_t low_key = static_cast<uint32_t>(key.seed), high_key = static_cast<uint32_t>(key.seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    const uint64_t x = uint64_t{a} * 0xD2511F53u, y = uint64_t{c} * 0xCD9E8D57u;
+    const uint64_t x = a * kFirstFactor, y = c * kSecondFactor;
     a = static_cast<uint32_t>(y >> 32) ^ b ^ low_key;
     c = static_cast<uint32_t>(x >> 32) ^ d ^ high_key;
     b = static_cast<uint32_t>(y);
     d = static_cast<uint32_t>(x);
-    low_key += 0x9E3779B9u;
-    high_key += 0xBB67AE85u;
+    low_key += kLowStep;
+    high_key += kHighStep;
   }
   const uint32_t words[4] = {a, b, c, d};
   return words[id % 4];

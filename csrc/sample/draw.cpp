@@ -29,14 +29,15 @@ IdList list_of(const TokenLists& lists, int64_t row) {
 }
 
 DrawMemory draw_memory(int64_t count) {
-  const size_t padded = static_cast<size_t>((count + kPadIds - 1) / kPadIds * kPadIds);
+  const size_t padded = static_cast<size_t>((count + 2 * kPadIds - 1) / kPadIds * kPadIds);
   char* memory = scratch<char>(Scratch::kSampler,
-                               kMaxBins * sizeof(Bin) + padded * (sizeof(BinToken) + sizeof(float) + sizeof(int32_t)));
+                               kMaxBins * sizeof(Bin) + padded * (sizeof(Token) + sizeof(float) + 2 * sizeof(int32_t)));
   DrawMemory parts{};
   parts.bins = reinterpret_cast<Bin*>(memory);
-  parts.tokens = reinterpret_cast<BinToken*>(parts.bins + kMaxBins);
+  parts.tokens = reinterpret_cast<Token*>(parts.bins + kMaxBins);
   parts.mass = reinterpret_cast<float*>(parts.tokens + padded);
   parts.ids = reinterpret_cast<int32_t*>(parts.mass + padded);
+  parts.listed = parts.ids + padded;
   return parts;
 }
 

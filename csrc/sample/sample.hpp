@@ -14,8 +14,8 @@ struct Cut {
   int64_t index;
 };
 
-/// A token of a histogram's bin.
-struct BinToken {
+/// A token that may be the last one kept.
+struct Token {
   float logit;
   float mass;
   int64_t index;
@@ -59,24 +59,24 @@ struct MassArgs {
   double* total;
 };
 
-/// Mass and count per bin; tokens below `mass_floor` are left out.
+/// Mass and count per bin of a sample: every `step`-th run of tokens.
 struct HistogramArgs {
   const float* logits;
   const float* mass;
-  int64_t count;
-  float best, mass_floor;
+  int64_t count, step;
+  float best;
   Bin* bins;  // [num_bins(count)]
 };
 
-/// The tokens of one bin, by index.
-struct BinTokensArgs {
+/// Mass and count of the logits above `high`, and the indices of those from `low` to `high`.
+struct BetweenArgs {
   const float* logits;
   const float* mass;
   int64_t count;
-  float best;
-  int bin;
-  BinToken* tokens;
-  int64_t* num_tokens;
+  float low, high;
+  Bin* above;
+  int32_t* listed;  // [count + 16]: some words past the last one are written
+  int64_t* num_listed;
 };
 
 /// The index of the largest (logit - best) / temperature + Gumbel among the tokens up to `cut`.
@@ -119,10 +119,11 @@ struct RowLogits {
 
 /// Memory of one draw, in the calling thread's scratch.
 struct DrawMemory {
-  float* mass;       // [count], padded to kPadIds
-  int32_t* ids;      // [count]
-  BinToken* tokens;  // [count]
-  Bin* bins;         // [num_bins(count)]
+  float* mass;      // [count], padded to kPadIds
+  int32_t* ids;     // [count]
+  int32_t* listed;  // [count + 16]
+  Token* tokens;    // [count]
+  Bin* bins;        // [num_bins(count)]
 };
 
 /// What top-k, then top-p, then min-p leave of tokens with these logits and masses (of sum `total`).
@@ -164,6 +165,6 @@ void sample_row(const SampleRows& args, int64_t row);
 SPCT_KERNEL(scan_logits, ScanArgs)
 SPCT_KERNEL(fill_mass, MassArgs)
 SPCT_KERNEL(fill_histogram, HistogramArgs)
-SPCT_KERNEL(collect_bin, BinTokensArgs)
+SPCT_KERNEL(list_between, BetweenArgs)
 SPCT_KERNEL(draw_token, DrawArgs)
 SPCT_KERNEL(philox_bits, BitsArgs)

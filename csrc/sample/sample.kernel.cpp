@@ -5,14 +5,18 @@
 
 #include "common/math.hpp"
 #include "common/philox.hpp"
+#include "sample/lanes.hpp"
 #include "sample/soft_cap.hpp"
 
 SPCT_BEGIN_LEVEL
 namespace {
 
-typedef double vd __attribute__((vector_size(kWidth * 8)));
-
 static_assert(kPadIds == kPhiloxIds && kPhiloxIds % kWidth == 0);
+
+// Tokens that a sample takes in a row.
+constexpr int64_t kRun = 16;
+
+SPCT_INLINE int64_t shorter(int64_t a, int64_t b) { return a < b ? a : b; }
 
 SPCT_INLINE vf load_logits(const float* from, int count) {
   return count == kWidth ? load(from) : load_first(from, count, -__builtin_inff());
@@ -81,15 +85,15 @@ SPCT_INLINE bool any_above(const float* mass, float floor) {
 
 void draw_dense(NoisyArgmax& best) {
   const DrawArgs& args = best.args;
+  const PhiloxStream noise(best.key);
   uint32_t bits[kPhiloxIds];
   for (int64_t first = 0; first < args.count; first += kPhiloxIds) {
     const float* mass = args.mass + first;
     if (!any_above(mass, best.floor)) continue;
-    philox_ids(best.key, static_cast<uint32_t>(first / 4), bits);
+    noise.ids(static_cast<uint32_t>(first / 4), bits);
     vi hits{};
     for (int i = 0; i < kPhiloxIds; i += kWidth) {
-      const vf m = load(mass + i);
-      hits |= (half_upper_uniform(load_vector<vu>(bits + i)) * best.reach < m) & (m >= best.floor);
+      hits |= half_upper_uniform(load_vector<vu>(bits + i)) * best.reach < load(mass + i);
     }
     if (!any(hits)) continue;
     for (int i = 0; i < kPhiloxIds; ++i) {
@@ -105,81 +109,112 @@ void draw_listed(NoisyArgmax& best) {
   }
 }
 
-}  // namespace
+// Lighter than e^-40 a token can't win, as no two tokens' noise differs by more than 26, and all of them together
+// weigh nothing.
+constexpr float kLightest = 40.0f;
 
-void scan_logits(const ScanArgs& args) {
-  vf best = splat(-__builtin_inff());
-  vi failed{};
-  for_vectors(args.count, [&](int64_t i, int count) {
-    vf x = load_logits(args.logits + i, count);
-    failed |= ~(x < __builtin_inff());  // true for NaN too
-    if (args.softcap > 0.0f) {
-      x = soft_cap(x, args.softcap);
-      store_some(args.logits + i, x, count);
-      if (count < kWidth) x = load_logits(args.logits + i, count);
-    }
-    best = max(x, best);
-  });
-  *args.failed = any(failed);
-  *args.best = reduce_max(best);
-  *args.best_index = *args.failed ? 0 : first_index(args.logits, args.count, *args.best);
-}
-
-void fill_mass(const MassArgs& args) {
-  vd total{};
+/// `kScaled`: the masses' scale is not 1.
+template <bool kScaled>
+void mass_pass(const MassArgs& args) {
+  Sum total;
   for_vectors(args.count, [&](int64_t i, int count) {
     const vf distance = load_logits(args.logits + i, count) - args.best;
-    const vf x = distance * args.scale;
-    // Below e^-87 a token can't win, and subnormal numbers are slow on some CPUs.
-    const vi matters = x > -87.0f;
-    const vf e = exp(matters ? x : vf{});
-    // `lost` is what the product lost, so that a heavy tail's mass is right to the last bits.
-    const vf lost = fma(distance, splat(args.scale), -x) + distance * args.scale_low;
-    const vf mass = matters ? fma(e, lost, e) : vf{};
+    const vf x = kScaled ? distance * args.scale : distance;
+    if (!any(x > -kLightest)) {
+      if (args.mass != nullptr) store_some(args.mass + i, vf{}, count);
+      return;
+    }
+    vf mass = exp_mass(x);
+    if (kScaled) {
+      // What the product lost, so that a heavy tail's mass is right to the last bits.
+      const vf lost = fma(distance, splat(args.scale), -x) + distance * args.scale_low;
+      mass = fma(mass, lost, mass);
+    }
+    mass = x > -kLightest ? mass : vf{};
     if (args.mass != nullptr) store_some(args.mass + i, mass, count);
-    total += __builtin_convertvector(mass, vd);
+    total.add(mass);
   });
   if (args.mass != nullptr) {
     for (int64_t i = args.count; i % kPadIds != 0; ++i) args.mass[i] = 0.0f;
   }
-  double sum = 0.0;
-  for (int lane = 0; lane < kWidth; ++lane) sum += total[lane];
-  *args.total = sum;
+  *args.total = total.total();
 }
 
-void fill_histogram(const HistogramArgs& args) {
-  // Two sets of bins: equal logits would otherwise wait for each other's sum.
-  Bin odd[kMaxBins];
-  const int bits = bin_bits(args.count), bins = num_bins(args.count);
-  std::memset(odd, 0, sizeof(Bin) * static_cast<size_t>(bins));
-  std::memset(args.bins, 0, sizeof(Bin) * static_cast<size_t>(bins));
-  for_vectors(args.count, [&](int64_t i, int count) {
-    if (!any(load_some(args.mass + i, count) >= args.mass_floor)) return;
-    int32_t places[kWidth];
-    store(places, bin_of(load_logits(args.logits + i, count), args.best, bits));
-    for (int lane = 0; lane < count; ++lane) {
-      Bin& bin = lane % 2 == 0 ? args.bins[places[lane]] : odd[places[lane]];
-      bin.mass += args.mass[i + lane];
-      bin.count += 1;
+}  // namespace
+
+void scan_logits(const ScanArgs& args) {
+  // In blocks, so that only one has to be searched for the best logit's index.
+  constexpr int64_t kBlock = 1024;
+  float best = -__builtin_inff();
+  int64_t best_block = 0;
+  vi failed{};
+  for (int64_t first = 0; first < args.count; first += kBlock) {
+    float* logits = args.logits + first;
+    vf largest = splat(-__builtin_inff());
+    for_vectors(shorter(kBlock, args.count - first), [&](int64_t i, int count) {
+      vf x = load_logits(logits + i, count);
+      failed |= ~(x < __builtin_inff());  // true for NaN too
+      if (args.softcap > 0.0f) {
+        x = soft_cap(x, args.softcap);
+        store_some(logits + i, x, count);
+        if (count < kWidth) x = load_logits(logits + i, count);
+      }
+      largest = max(x, largest);
+    });
+    const float value = reduce_max(largest);
+    if (value > best) {
+      best = value;
+      best_block = first;
     }
-  });
-  for (int bin = 0; bin < bins; ++bin) {
-    args.bins[bin].mass += odd[bin].mass;
-    args.bins[bin].count += odd[bin].count;
+  }
+  *args.failed = any(failed);
+  *args.best = best;
+  *args.best_index = best_block;
+  if (!*args.failed) {
+    *args.best_index += first_index(args.logits + best_block, shorter(kBlock, args.count - best_block), best);
   }
 }
 
-void collect_bin(const BinTokensArgs& args) {
+void fill_mass(const MassArgs& args) {
+  if (args.scale == 1.0f && args.scale_low == 0.0f) {
+    mass_pass<false>(args);
+  } else {
+    mass_pass<true>(args);
+  }
+}
+
+void fill_histogram(const HistogramArgs& args) {
   const int bits = bin_bits(args.count);
+  std::memset(args.bins, 0, sizeof(Bin) * static_cast<size_t>(num_bins(args.count)));
+  for (int64_t run = 0; run < args.count; run += kRun * args.step) {
+    for_vectors(shorter(kRun, args.count - run), [&](int64_t i, int count) {
+      int32_t places[kWidth];
+      store(places, bin_of(load_logits(args.logits + run + i, count), args.best, bits));
+      for (int lane = 0; lane < count; ++lane) {
+        Bin& bin = args.bins[places[lane]];
+        bin.mass += args.mass[run + i + lane];
+        bin.count += 1;
+      }
+    });
+  }
+}
+
+void list_between(const BetweenArgs& args) {
+  Sum mass_above;
+  vi count_above{};
   int64_t found = 0;
   for_vectors(args.count, [&](int64_t i, int count) {
-    const vi match = bin_of(load_logits(args.logits + i, count), args.best, bits) == args.bin;
-    if (!any(match)) return;
-    for (int lane = 0; lane < count; ++lane) {
-      if (match[lane] != 0) args.tokens[found++] = BinToken{args.logits[i + lane], args.mass[i + lane], i + lane};
-    }
+    const vf logits = load_logits(args.logits + i, count);
+    const vi reached = logits >= args.low;
+    if (!any(reached)) return;
+    const vi above = logits > args.high;
+    count_above -= above;
+    mass_above.add(above ? load_some(args.mass + i, count) : vf{});
+    found += list_lanes(reached & ~above, count, i, args.listed + found);
   });
-  *args.num_tokens = found;
+  *args.num_listed = found;
+  *args.above = {mass_above.total(), 0};
+  for (int lane = 0; lane < kWidth; ++lane) args.above->count += count_above[lane];
 }
 
 void draw_token(const DrawArgs& args) {
@@ -195,9 +230,9 @@ void draw_token(const DrawArgs& args) {
 void philox_bits(const BitsArgs& args) {
   uint32_t bits[kPhiloxIds];
   for (int64_t row = 0; row < args.rows; ++row) {
-    const PhiloxKey key{static_cast<uint64_t>(args.seed[row]), static_cast<uint64_t>(args.position[row])};
+    const PhiloxStream noise({static_cast<uint64_t>(args.seed[row]), static_cast<uint64_t>(args.position[row])});
     for (int64_t first = 0; first < args.count; first += kPhiloxIds) {
-      philox_ids(key, static_cast<uint32_t>(first / 4), bits);
+      noise.ids(static_cast<uint32_t>(first / 4), bits);
       for (int i = 0; i < kPhiloxIds && first + i < args.count; ++i) args.bits[row * args.count + first + i] = bits[i];
     }
   }

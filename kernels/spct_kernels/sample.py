@@ -82,11 +82,18 @@ def fused_sample(
     banned = checked_lists("banned", banned, dims["T"], dims["V"], hidden.device)
     head = (hidden, norm_weight, norm_eps, lm_head, softcap)
     chosen = resolve(backend, hidden.device)
+    if chosen != "cpu" and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_ranges(draw)
     if chosen == "triton":
         _check_triton_head(lm_head)
         return SampleOutput(*triton_kernels("sample").fused_sample_triton(head, draw, meta_weight, meta_bias, allowed, banned))
-    run = fused_sample_reference if chosen == "reference" else fused_sample_cpu
-    return SampleOutput(*run(head, draw, meta_weight, meta_bias, allowed, banned))
+    if chosen == "reference":
+        return SampleOutput(*fused_sample_reference(head, draw, meta_weight, meta_bias, allowed, banned))
+    try:
+        return SampleOutput(*fused_sample_cpu(head, draw, meta_weight, meta_bias, allowed, banned))
+    except RuntimeError:
+        _check_ranges(draw)  # the C++ op looks at every row, for less than Python's calls cost
+        raise
 
 
 def token_logits(
@@ -186,7 +193,7 @@ def _checked_draw(
     seed: Tensor,
     position: Tensor,
 ) -> Draw:
-    """The parameters in the kernels' dtypes; their ranges are looked at on a CPU only, where that waits for nothing."""
+    """The parameters in the kernels' dtypes; ranges are looked at later, and on a CPU only, where that waits for nothing."""
     bind(
         dims,
         hidden=(hidden, "T E"),
@@ -201,24 +208,26 @@ def _checked_draw(
         check_dtype(name, tensor, FLOAT_DTYPES)
     for name, tensor in (("top_k", top_k), ("seed", seed), ("position", position)):
         check_dtype(name, tensor, (torch.int32, torch.int64))
-    draw = Draw(
+    return Draw(
         temperature.detach().float().contiguous(),
-        top_k.clamp(max=2**31 - 1).int().contiguous(),
+        (top_k if top_k.dtype == torch.int32 else top_k.clamp(max=2**31 - 1).int()).contiguous(),
         top_p.detach().float().contiguous(),
         min_p.detach().float().contiguous(),
         seed.long().contiguous(),
         position.long().contiguous(),
     )
-    if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_range("temperature", draw.temperature, torch.finfo(torch.float32).max, "a finite number >= 0")
-        _check_range("top_k", draw.top_k, 2**31 - 1, "an integer >= 0 (0: off)")
-        _check_range("top_p", draw.top_p, 1.0, "a number from 0 to 1 (1: off)")
-        _check_range("min_p", draw.min_p, 1.0, "a number from 0 to 1 (0: off)")
-    return draw
+
+
+def _check_ranges(draw: Draw) -> None:
+    """Raises InputError that names the first parameter and row out of range."""
+    _check_range("temperature", draw.temperature, torch.finfo(torch.float32).max, "a finite number >= 0")
+    _check_range("top_k", draw.top_k, 2**31 - 1, "an integer >= 0 (0: off)")
+    _check_range("top_p", draw.top_p, 1.0, "a number from 0 to 1 (1: off)")
+    _check_range("min_p", draw.min_p, 1.0, "a number from 0 to 1 (0: off)")
 
 
 def _check_range(name: str, tensor: Tensor, highest: float, expected: str) -> None:
-    """Raises InputError that names the first row outside of 0 … highest; numpy, since torch's reductions cost more than a small draw."""
+    """Raises InputError that names the first row outside of 0 … highest."""
     values = tensor.numpy()
     if values.size and not (values.min() >= 0 and values.max() <= highest):
         row = int(((values >= 0) & (values <= highest)).argmin())

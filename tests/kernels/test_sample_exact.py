@@ -45,12 +45,15 @@ def random_rows(rng, vocabulary, count):
 
 
 def shapes_of_logits(rng, vocabulary):
-    """Flat, peaked, heavy-tailed, tied and huge logits."""
+    """Flat, peaked, heavy-tailed, tied and huge logits; and two whose every few runs of 16 differ from all others, as no sample should."""
     yield rng.normal(size=vocabulary) * 0.1
     yield rng.normal(size=vocabulary) * 3
     yield -1.1 * np.log(rng.permutation(vocabulary) + 1.0)
     yield rng.integers(-3, 4, size=vocabulary).astype(np.float64)
     yield np.where(rng.random(vocabulary) < 0.5, -np.inf, rng.normal(size=vocabulary) * 40 + 1000)
+    sampled = np.arange(vocabulary) // 16 % max(2, vocabulary // 4096) == 0  # see csrc/sample/truncate.cpp
+    yield rng.normal(size=vocabulary) + np.where(sampled, 3.0, 0.0)
+    yield rng.normal(size=vocabulary) + np.where(sampled, -3.0, 0.0)
 
 
 @functools.cache
