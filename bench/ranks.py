@@ -20,8 +20,9 @@ from typing import Any
 
 from spct.training import launch, rl
 
+TWO = "2 ranks of 1 thread"
 # Ranks and the threads of each.
-KINDS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 ranks of 1 thread": (2, 1)}
+KINDS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), TWO: (2, 1)}
 
 
 def train(output: str, threads: int, steps: int, prompts: int) -> None:
@@ -74,20 +75,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of one run each (default 3)")
     parser.add_argument("--steps", type=int, default=4, help="of each run (default 4)")
     parser.add_argument("--prompts", type=int, default=4, help="of each step, with 4 samples each (default 4)")
+    parser.add_argument("--alone", type=int, nargs="+", choices=(1, 2), default=(1, 2), help="threads of the processes alone (default 1 2)")
     parser.add_argument("--body", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.body:
         train(args.body[0], *map(int, args.body[1:]))
         return
-    taken: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    kinds = [kind for kind, (ranks, threads) in KINDS.items() if ranks == 2 or threads in args.alone]
+    taken: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for number in range(args.rounds):
-        for kind in list(KINDS)[:: 1 if number % 2 == 0 else -1]:
+        for kind in kinds[:: 1 if number % 2 == 0 else -1]:
             taken[kind].append(measure(*KINDS[kind], args.steps, args.prompts))
             print(f"{kind:<22}{taken[kind][-1][0]:>8.2f} s {taken[kind][-1][1]:>8.2f} CPU s", flush=True)
-    *alone, two = KINDS
     ratios = {
-        f"{unit}, {two} / {kind}": round(statistics.median(b[i] / a[i] for a, b in zip(taken[kind], taken[two], strict=True)), 2)
-        for kind in alone
+        f"{unit}, {TWO} / {kind}": round(statistics.median(b[i] / a[i] for a, b in zip(taken[kind], taken[TWO], strict=True)), 2)
+        for kind in kinds
+        if kind != TWO
         for i, unit in enumerate(("clock", "CPU"))
     }
     print(json.dumps({"bench": "ranks", "steps": args.steps, "prompts": args.prompts, "taken": taken, "ratios": ratios}))
