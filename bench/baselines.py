@@ -83,7 +83,7 @@ def curve(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     losses = [json.loads(line)["loss"] for line in path.read_text(encoding="utf-8").splitlines()]
-    return {"steps": len(losses), "loss": [float(part.mean()) for part in np.array_split(np.array(losses), 4)]}
+    return {"steps": len(losses), "loss": [round(float(part.mean()), 4) for part in np.array_split(np.array(losses), 4)]}
 
 
 def by_domain(credits: FloatArray, truths: Sequence[Truth]) -> tuple[dict[str, FloatArray], FloatArray]:
