@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "engine" / "spct" / "embedded" / "judge_template.jinja"
 COSTS, METRICS = "costs.json", "metrics.jsonl"
-STAGES = ("before", "sft", "after-sft", "rft", "after-rft", "meta", "larger", "after-larger")
+STAGES = ("before", "sft", "after-sft", "rft", "after-rft", "meta", "larger", "after-larger", "longer", "after-longer")
 # Seconds of the user's own time that a stage has taken, over all its starts.
 Cost = dict[str, float]
 
@@ -51,6 +51,8 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
         "meta": ["train", "meta", "-o", "meta", *model, "--adapter", "rft", *machine, *items, *sampling],
         "larger": [*reject, "--requests", str(2 * args.requests), "--lr", "1e-4", "-o", "larger"],
         "after-larger": [*evaluate, "--adapter", "larger", "-o", "after-larger", "--against", "after-sft"],
+        "longer": ["train", "sft", "-o", "longer", *model, "--adapter", "sft", *machine, *shape, *steps, "--seed", "1"],
+        "after-longer": [*evaluate, "--adapter", "longer", "-o", "after-longer", "--against", "after-sft"],
     }
 
 
@@ -118,8 +120,8 @@ def stage_report(name: str, folder: Path) -> dict[str, Any]:
             "paired",
         )
         return {key: report["fused"][key] for key in names}
-    if name in ("sft", "rft", "larger"):
-        rejection = {"rejection": json.loads((folder / "statistics.json").read_text())[0]} if name != "sft" else {}
+    if name in ("sft", "rft", "larger", "longer"):
+        rejection = {"rejection": json.loads((folder / "statistics.json").read_text())[0]} if name in ("rft", "larger") else {}
         return {**trained(folder), **rejection}
     return judged(folder)
 
@@ -135,7 +137,7 @@ def main() -> None:
     parser.add_argument("--domains", nargs="+", default=["passage", "table"], help="of the project's own tasks")
     for name, default, told in (
         ("items", 104, "held-out items of every evaluation"),
-        ("steps", 24, "of supervised training, 8 demonstrations each"),
+        ("steps", 24, "of supervised training, 8 demonstrations each; as many again, from there, in its second run"),
         (
             "requests",
             48,

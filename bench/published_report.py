@@ -12,6 +12,7 @@ NAMES = {
     "after-sft": "demonstrations",
     "after-rft": "demonstrations, RFT",
     "after-larger": "demonstrations, larger RFT",
+    "after-longer": "twice the demonstrations",
 }
 KS = ("1", "2", "4")
 
