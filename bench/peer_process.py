@@ -55,6 +55,7 @@ class System:
 _INT8 = ("--weights", "int8", "--kv-dtype", "bfloat16")
 SYSTEMS = {
     "spct-int8": System("spct_engine.py", None, _INT8, "int8 weights, bf16 KV", "int8"),
+    "spct-int8-no-amx": System("spct_engine.py", None, _INT8, "int8 weights, bf16 KV, without AMX", "int8", {"SPCT_CPU": "avx512bf16"}),
     "spct-int8-avx2": System("spct_engine.py", None, _INT8, "int8 weights, bf16 KV, AVX2 alone", "int8", {"SPCT_CPU": "avx2"}),
     "spct-fp32": System("spct_engine.py", None, ("--weights", "fp32", "--kv-dtype", "float32"), "fp32", "fp32"),
     "openvino-fp32": System("openvino_genai_peer.py", "openvino", ("--weights", "fp32"), "fp32 weights, arithmetic its own choice", "int8"),
