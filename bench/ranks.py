@@ -35,7 +35,7 @@ def train(output: str, threads: int, steps: int, prompts: int) -> None:
         marks.append((time.monotonic(), time.process_time()))
         return row
 
-    rl._Run.one_step = marked  # type: ignore[method-assign]
+    rl._Run.one_step = marked  # type: ignore[method-assign]  # notes the time of each step
     with launch.join():
         rl.run(
             rl.RlConfig(

@@ -24,7 +24,7 @@ from spct.errors import CheckpointError
 # 100,000 entries of a real model fill about 12 MiB; the limit bounds what a hostile header can make the parser hold.
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
-_CHUNK_BYTES = 524288
+_CHUNK_BYTES = 512 << 10
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
