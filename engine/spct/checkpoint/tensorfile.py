@@ -102,7 +102,7 @@ class TensorFile:
             target[first : first + rows.shape[0]].copy_(rows)
 
     def chunks(self, name: str, *, multiple: int = 1, digest: hashlib._Hash | None = None) -> Iterator[tuple[int, Tensor]]:
-        """A weight in steps of a few MiB: pairs of the first row and the rows, in the stored dtype.
+        """A weight in steps of half a MiB: pairs of the first row and the rows, in the stored dtype.
 
         multiple   every chunk but the last has a multiple of so many rows
         digest     is fed the stored bytes
