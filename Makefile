@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
 NATIVE := $(shell find csrc -type f) setup.py
 
-.PHONY: help demo test real sanitize check bench lint clean
+.PHONY: help demo test real sanitize arm check bench lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test    lint, types and tests (under 10 minutes on 2 cores)"
 	@echo "make real    the same against a published checkpoint, SmolLM2-135M-Instruct"
 	@echo "make sanitize  the C++ kernels under ASan, UBSan and TSan, without Python"
+	@echo "make arm     the C++ kernels of 64-bit ARM, under an emulator on other machines"
 	@echo "make check   what takes longer: more random cases, the soak, the embedded model's figures"
 	@echo "make bench   kernel and engine timings"
 	@echo "make clean   removes .venv and what was built"
@@ -55,6 +56,11 @@ real: $(VENV)/dev.done
 sanitize: $(VENV)/dev.done
 	$(PY) csrc/test/run.py --sanitizer address --count 200
 	$(PY) csrc/test/run.py --sanitizer thread --count 50
+
+# On another machine: Debian's g++-aarch64-linux-gnu and qemu-user-static. The second CPU has no dot products.
+arm: $(VENV)/dev.done
+	$(PY) csrc/test/run.py --machine aarch64 --count 40
+	$(PY) csrc/test/run.py --machine aarch64 --cpu cortex-a53 --count 5
 
 check: test real sanitize
 	RANDOM_CONFIGS=1000 $(PY) -m pytest tests/kernels/test_random_configs.py

@@ -37,13 +37,24 @@ COMMON_FLAGS = [
     "-Wno-maybe-uninitialized",  # GCC 12's own intrinsics headers set it off
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
 ]
-LEVELS = {"scalar": []}
-if platform.machine().lower() in ("x86_64", "amd64"):
-    LEVELS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
-    LEVELS["avx512"] = [*LEVELS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
-    LEVELS["avx512vnni"] = [*LEVELS["avx512"], "-mavx512vnni"]
-    LEVELS["avx512bf16"] = [*LEVELS["avx512vnni"], "-mavx512bf16"]
-    LEVELS["amx"] = [*LEVELS["avx512bf16"], "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
+
+
+def levels_of(machine: str) -> dict[str, list[str]]:
+    """The CPU levels of an architecture, as `platform.machine` names it, and the compiler's flags for each."""
+    levels: dict[str, list[str]] = {"scalar": []}
+    if machine.lower() in ("x86_64", "amd64"):
+        levels["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+        levels["avx512"] = [*levels["avx2"], "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+        levels["avx512vnni"] = [*levels["avx512"], "-mavx512vnni"]
+        levels["avx512bf16"] = [*levels["avx512vnni"], "-mavx512bf16"]
+        levels["amx"] = [*levels["avx512bf16"], "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
+    elif machine.lower() in ("aarch64", "arm64"):
+        levels["neon"] = ["-DSPCT_NEON"]
+        levels["neondot"] = [*levels["neon"], "-march=armv8.2-a+dotprod"]
+    return levels
+
+
+LEVELS = levels_of(platform.machine())
 
 
 def compiler() -> list[str] | None:

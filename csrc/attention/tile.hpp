@@ -34,7 +34,8 @@ SPCT_INLINE float stored_scale(const CacheView& cache, int64_t head, int64_t slo
 template <class T>
 struct WideTile {
   using Element = T;
-  static constexpr int kHeight = kMaxRows;
+  // Maxima and sums of a tile's rows are the lanes of one vector.
+  static constexpr int kHeight = kMaxRows < kWidth ? kMaxRows : kWidth;
   static constexpr int kTerms = 6;
 
   float* k;  // [B/16 panels][D][16]

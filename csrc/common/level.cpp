@@ -9,6 +9,12 @@
 #define SPCT_AMX 0
 #endif
 
+#if SPCT_ARM && defined(__linux__)
+#include <sys/auxv.h>
+#elif SPCT_ARM && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace spct {
 namespace {
 
@@ -30,6 +36,22 @@ bool may_use_tiles() {
   constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   static const bool granted = has_tiles() && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
   return granted;
+}
+#endif
+
+#if SPCT_ARM
+/// SDOT, which ARMv8.2 offers and ARMv8.4 requires.
+bool has_dot_products() {
+#if defined(__linux__)
+  constexpr unsigned long dot_products = 1ul << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & dot_products) != 0;
+#elif defined(__APPLE__)
+  int present = 0;
+  size_t size = sizeof(present);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &present, &size, nullptr, 0) == 0 && present != 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -65,6 +87,12 @@ bool level_supported(Level level) {
     case Level::kAmx:
       return level_supported(Level::kAvx512Bf16) && may_use_tiles();
 #endif
+#endif
+#if SPCT_ARM
+    case Level::kNeon:
+      return true;
+    case Level::kNeonDot:
+      return has_dot_products();
 #endif
     default:
       return false;

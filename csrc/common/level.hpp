@@ -7,16 +7,30 @@
 
 #if defined(__x86_64__)
 #define SPCT_X86 1
+#define SPCT_ARM 0
+#elif defined(__aarch64__)
+#define SPCT_X86 0
+#define SPCT_ARM 1
 #else
 #define SPCT_X86 0
+#define SPCT_ARM 0
 #endif
 
 namespace spct {
 
-/// Each holds what the ones before it hold. kAvx512Vnni adds dot products of bytes, kAvx512Bf16 those of bfloat16, kAmx
-/// matrix products of both.
-enum class Level : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3, kAvx512Bf16 = 4, kAmx = 5 };
-constexpr int kNumLevels = 6;
+/// Each holds what the ones of its architecture before it hold. kAvx512Vnni adds dot products of bytes, kAvx512Bf16
+/// those of bfloat16, kAmx matrix products of both; kNeonDot adds dot products of bytes to kNeon.
+enum class Level : int {
+  kScalar = 0,
+  kAvx2 = 1,
+  kAvx512 = 2,
+  kAvx512Vnni = 3,
+  kAvx512Bf16 = 4,
+  kAmx = 5,
+  kNeon = 6,
+  kNeonDot = 7,
+};
+constexpr int kNumLevels = 8;
 
 /// True if this build holds the level and this CPU (and its system) can run it. The first question after kAmx asks the
 /// system for leave to use tiles, for the whole process.
@@ -57,6 +71,23 @@ bool set_level(Level level);
         return avx512::name(args);                             \
       case Level::kAvx2:                                       \
         return avx2::name(args);                               \
+      default:                                                 \
+        return scalar::name(args);                             \
+    }                                                          \
+  }                                                            \
+  }
+#elif SPCT_ARM
+#define SPCT_KERNEL(name, Args)                                \
+  SPCT_DECLARE(scalar, name, Args)                             \
+  SPCT_DECLARE(neon, name, Args)                               \
+  SPCT_DECLARE(neondot, name, Args)                            \
+  namespace spct {                                             \
+  [[maybe_unused]] static inline void name(const Args& args) { \
+    switch (active_level()) {                                  \
+      case Level::kNeonDot:                                    \
+        return neondot::name(args);                            \
+      case Level::kNeon:                                       \
+        return neon::name(args);                               \
       default:                                                 \
         return scalar::name(args);                             \
     }                                                          \

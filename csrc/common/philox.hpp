@@ -30,6 +30,8 @@ SPCT_INLINE PhiloxLanes multiply_low_words(PhiloxLanes a, PhiloxLanes b) {
   return bits_as<PhiloxLanes>(_mm256_mul_epu32(bits_as<__m256i>(a), bits_as<__m256i>(b)));
 #elif defined(__SSE2__)
   return bits_as<PhiloxLanes>(_mm_mul_epu32(bits_as<__m128i>(a), bits_as<__m128i>(b)));
+#elif defined(SPCT_NEON)
+  return bits_as<PhiloxLanes>(vmull_u32(vmovn_u64(bits_as<uint64x2_t>(a)), vmovn_u64(bits_as<uint64x2_t>(b))));
 #else
   return (a & 0xffffffffu) * (b & 0xffffffffu);
 #endif

@@ -3,7 +3,7 @@
 //
 //   vf, vi, vu   kWidth floats, int32, uint32         a comparison gives a vi mask: -1 where true, 0 elsewhere
 //
-// Nothing here contracts a*b+c: write fma() where it is meant. At the scalar level of x86 fma() rounds twice.
+// Nothing here contracts a*b+c: write fma() where it is meant. At the scalar level fma() rounds twice.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
-#elif defined(__aarch64__)
+#elif defined(SPCT_NEON)
 #include <arm_neon.h>
 #endif
 
@@ -71,8 +71,8 @@ SPCT_INLINE vf fma(vf a, vf b, vf c) {
   return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
   return _mm256_fmadd_ps(a, b, c);
-#elif defined(__aarch64__)
-  return bits_as<vf>(vfmaq_f32(bits_as<float32x4_t>(c), bits_as<float32x4_t>(a), bits_as<float32x4_t>(b)));
+#elif defined(SPCT_NEON)
+  return vfmaq_f32(c, a, b);
 #else
   return a * b + c;
 #endif
@@ -83,6 +83,8 @@ SPCT_INLINE vf sqrt(vf x) {
   return _mm512_sqrt_ps(x);
 #elif defined(__AVX2__)
   return _mm256_sqrt_ps(x);
+#elif defined(SPCT_NEON)
+  return vsqrtq_f32(x);
 #else
   for (int lane = 0; lane < kWidth; ++lane) x[lane] = __builtin_sqrtf(x[lane]);
   return x;
@@ -107,6 +109,44 @@ SPCT_INLINE vi to_int(vf x) { return __builtin_convertvector(x, vi); }
 SPCT_INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 SPCT_INLINE vf to_float(vu x) { return __builtin_convertvector(x, vf); }
 
+// GCC 12 converts to and from vectors of less than 16 bytes lane by lane on ARM.
+
+SPCT_INLINE vu widen(vu16 x) {
+#if defined(SPCT_NEON)
+  return vmovl_u16(bits_as<uint16x4_t>(x));
+#else
+  return __builtin_convertvector(x, vu);
+#endif
+}
+
+SPCT_INLINE vi widen(vi8 x) {
+#if defined(SPCT_NEON)
+  const int8x8_t twice = bits_as<int8x8_t>(vdup_n_s32(bits_as<int32_t>(x)));
+  return vmovl_s16(vget_low_s16(vmovl_s8(twice)));
+#else
+  return __builtin_convertvector(x, vi);
+#endif
+}
+
+/// The low 16 bits of every lane.
+SPCT_INLINE vu16 narrow(vu x) {
+#if defined(SPCT_NEON)
+  return bits_as<vu16>(vmovn_u32(x));
+#else
+  return __builtin_convertvector(x, vu16);
+#endif
+}
+
+/// The low 8 bits of every lane.
+SPCT_INLINE vi8 narrow(vi x) {
+#if defined(SPCT_NEON)
+  const int16x4_t half = vmovn_s32(x);
+  return bits_as<vi8>(vget_lane_s32(bits_as<int32x2_t>(vmovn_s16(vcombine_s16(half, half))), 0));
+#else
+  return __builtin_convertvector(x, vi8);
+#endif
+}
+
 /// High 32 bits of the 64-bit products.
 SPCT_INLINE vu mul_high(vu a, vu b) {
 #if defined(__AVX512F__)
@@ -119,6 +159,9 @@ SPCT_INLINE vu mul_high(vu a, vu b) {
   const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(x, y), 32);
   const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), _mm256_srli_epi64(y, 32));
   return bits_as<vu>(_mm256_blend_epi32(even, odd, 0xaa));
+#elif defined(SPCT_NEON)
+  const uint64x2_t low = vmull_u32(vget_low_u32(a), vget_low_u32(b)), high = vmull_high_u32(a, b);
+  return vuzp2q_u32(bits_as<uint32x4_t>(low), bits_as<uint32x4_t>(high));
 #else
   return __builtin_convertvector((__builtin_convertvector(a, vu64) * __builtin_convertvector(b, vu64)) >> 32, vu);
 #endif
@@ -163,6 +206,8 @@ SPCT_INLINE bool any(vi mask) {
   return _mm512_movepi32_mask(bits_as<__m512i>(mask)) != 0;
 #elif defined(__AVX2__)
   return _mm256_movemask_ps(bits_as<__m256>(mask)) != 0;
+#elif defined(SPCT_NEON)
+  return vmaxvq_u32(bits_as<vu>(mask)) != 0;
 #else
   int32_t result = 0;
   for (int lane = 0; lane < kWidth; ++lane) result |= mask[lane];
@@ -182,6 +227,9 @@ SPCT_INLINE void interleave(vf a, vf b, vf& low, vf& high) {
   const __m256 even = _mm256_unpacklo_ps(a, b), odd = _mm256_unpackhi_ps(a, b);
   low = _mm256_permute2f128_ps(even, odd, 0x20);
   high = _mm256_permute2f128_ps(even, odd, 0x31);
+#elif defined(SPCT_NEON)
+  low = vzip1q_f32(a, b);
+  high = vzip2q_f32(a, b);
 #else
   low = vf{a[0], b[0], a[1], b[1]};
   high = vf{a[2], b[2], a[3], b[3]};
@@ -206,8 +254,10 @@ SPCT_INLINE vf half_to_float(vu16 h) {
   return _mm512_cvtph_ps(bits_as<__m256i>(h));
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(bits_as<__m128i>(h));
+#elif defined(SPCT_NEON)
+  return vcvt_f32_f16(bits_as<float16x4_t>(h));
 #else
-  const vu bits = __builtin_convertvector(h, vu);
+  const vu bits = widen(h);
   const vu magnitude = bits & 0x7fff, sign = (bits & 0x8000) << 16;
   const vf normal = bits_as<vf>((magnitude << 13) + (112u << 23));
   const vf special = bits_as<vf>((magnitude << 13) + (224u << 23));          // Inf and NaN keep an all-ones exponent
@@ -222,6 +272,8 @@ SPCT_INLINE vu16 float_to_half(vf x) {
   return bits_as<vu16>(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif defined(__AVX2__)
   return bits_as<vu16>(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(SPCT_NEON)
+  return bits_as<vu16>(vcvt_f16_f32(x));
 #else
   const vu bits = bits_as<vu>(x), magnitude = bits & 0x7fffffff, sign = (bits >> 16) & 0x8000;
   const vu normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
@@ -229,23 +281,23 @@ SPCT_INLINE vu16 float_to_half(vf x) {
   const vu subnormal = bits_as<vu>(bits_as<vf>(magnitude) + splat(0.5f)) - 0x3f000000u;
   const vu overflow = magnitude > 0x7f800000 ? splat(0x7e00u) : splat(0x7c00u);
   const vu value = magnitude >= 0x477ff000 ? overflow : (magnitude < 0x38800000 ? subnormal : normal);
-  return __builtin_convertvector(value | sign, vu16);
+  return narrow(value | sign);
 #endif
 }
 
-SPCT_INLINE vf bfloat_to_float(vu16 b) { return bits_as<vf>(__builtin_convertvector(b, vu) << 16); }
+SPCT_INLINE vf bfloat_to_float(vu16 b) { return bits_as<vf>(widen(b) << 16); }
 
 SPCT_INLINE vu16 float_to_bfloat(vf x) {
   const vu bits = bits_as<vu>(x);
   const vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const vu quiet = (bits >> 16) | 0x40;
-  return __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded, vu16);
+  return narrow((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
 }
 
 SPCT_INLINE vf load(const float* from) { return load_vector<vf>(from); }
 SPCT_INLINE vf load(const BFloat16* from) { return bfloat_to_float(load_vector<vu16>(from)); }
 SPCT_INLINE vf load(const Half* from) { return half_to_float(load_vector<vu16>(from)); }
-SPCT_INLINE vf load(const int8_t* from) { return to_float(__builtin_convertvector(load_vector<vi8>(from), vi)); }
+SPCT_INLINE vf load(const int8_t* from) { return to_float(widen(load_vector<vi8>(from))); }
 
 SPCT_INLINE void store(float* to, vf x) { std::memcpy(to, &x, sizeof(x)); }
 SPCT_INLINE void store(int32_t* to, vi x) { std::memcpy(to, &x, sizeof(x)); }

@@ -20,11 +20,14 @@ constexpr int kPanelVectors = kPanel / kWidth;
 constexpr int64_t kChunk = 128;
 
 // Accumulators fill the register file: 12 rows x 2 panels = 24 of 32 (AVX-512), 6 x 1 panel of two vectors = 12 of 16
-// (AVX2).
+// (AVX2), 6 x 1 panel of four = 24 of 32 (NEON).
 #if defined(__AVX512F__)
 constexpr int kMaxRows = 12;
 constexpr int panels_for(int rows) { return rows <= 4 ? 4 : 2; }
 #elif defined(__AVX2__)
+constexpr int kMaxRows = 6;
+constexpr int panels_for(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+#elif defined(SPCT_NEON)
 constexpr int kMaxRows = 6;
 constexpr int panels_for(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 #else

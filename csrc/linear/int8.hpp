@@ -75,7 +75,7 @@ float quantise_row(const T* x, int64_t depth, int8_t* to, int64_t stride) {
   const vf inverse = splat(counts ? 127.0f / largest : 0.0f);
   for_vectors(depth, [&](int64_t k, int count) {
     const vi value = counts ? to_int(round_small(load_some(x + k, count) * inverse)) : vi{};
-    const vi8 bytes = __builtin_convertvector(value + Offset, vi8);
+    const vi8 bytes = narrow(value + Offset);
     if constexpr (Block >= kWidth) {
       __builtin_memcpy(to + k / Block * stride + k % Block, &bytes, kWidth);
     } else {

@@ -10,9 +10,12 @@ SPCT_BEGIN_LEVEL
 constexpr int kGroup = 4;
 constexpr int kGroupBytes = kPanel * kGroup;
 
-// Rows of a tile at most; rows of one that is multiplied in vector registers, likewise: AMX takes longer for these few.
+// Rows of a tile at most; rows of one that is multiplied in vector registers, likewise: AMX takes longer for these few,
+// and NEON without dot products needs a register for every row.
 #if defined(__AMX_INT8__)
 constexpr int kInt8Rows = 2 * kTileRows, kVectorRows = 4;
+#elif defined(SPCT_NEON) && !defined(__ARM_FEATURE_DOTPROD)
+constexpr int kInt8Rows = 4, kVectorRows = 4;
 #else
 constexpr int kInt8Rows = kMaxRows, kVectorRows = kMaxRows;
 #endif
@@ -54,6 +57,22 @@ struct Int8Weight {
 constexpr int64_t kAhead = 2048;
 constexpr int64_t kMaxAhead = int64_t{1} << 18;
 
+#if defined(__ARM_FEATURE_DOTPROD)
+/// A group of up to four rows [Rows][4] in one register.
+template <int Rows>
+SPCT_INLINE int8x16_t load_groups(const int8_t* rows) {
+  if constexpr (Rows >= 4) {
+    return vld1q_s8(rows);
+  } else if constexpr (Rows == 1) {
+    return bits_as<int8x16_t>(splat(load_vector<int32_t>(rows)));
+  } else {
+    const int8x8_t two = vld1_s8(rows);
+    if constexpr (Rows == 2) return vcombine_s8(two, two);
+    return vcombine_s8(two, bits_as<int8x8_t>(vdup_n_s32(load_vector<int32_t>(rows + 2 * kGroup))));
+  }
+}
+#endif
+
 /// sums[m][v] += four products for every output of P panels; rows [M][4], panel p's group at panels + p * panel_bytes.
 template <int M, int P>
 SPCT_INLINE void add_group(vi (&sums)[M][P * kPanelVectors], const int8_t* rows, const int8_t* panels,
@@ -93,6 +112,36 @@ SPCT_INLINE void add_group(vi (&sums)[M][P * kPanelVectors], const int8_t* rows,
       const __m256i x = _mm256_set1_epi32(load_vector<int32_t>(rows + m * kGroup));
       const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
       sums[m][v] = sums[m][v] + bits_as<vi>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+  }
+#elif defined(__ARM_FEATURE_DOTPROD)
+  // Four rows in a register, of which SDOT takes one: 24 sums, 4 of weights and 2 of rows fit the register file.
+  constexpr int kQuads = (M + 3) / 4;
+  int8x16_t x[2];
+  x[0] = load_groups<M>(rows);
+  if constexpr (kQuads == 2) x[1] = load_groups<M - 4>(rows + 4 * kGroup);
+#pragma GCC unroll 16
+  for (int v = 0; v < P * kPanelVectors; ++v) {
+    const int8x16_t w = vld1q_s8(panels + v / kPanelVectors * panel_bytes + v % kPanelVectors * 16);
+#pragma GCC unroll 2
+    for (int quad = 0; quad < kQuads; ++quad) {
+      const int m = 4 * quad;
+      sums[m][v] = vdotq_laneq_s32(sums[m][v], w, x[quad], 0);
+      if (m + 1 < M) sums[m + 1][v] = vdotq_laneq_s32(sums[m + 1][v], w, x[quad], 1);
+      if (m + 2 < M) sums[m + 2][v] = vdotq_laneq_s32(sums[m + 2][v], w, x[quad], 2);
+      if (m + 3 < M) sums[m + 3][v] = vdotq_laneq_s32(sums[m + 3][v], w, x[quad], 3);
+    }
+  }
+#elif defined(SPCT_NEON)
+#pragma GCC unroll 16
+  for (int v = 0; v < P * kPanelVectors; ++v) {
+    const int8x16_t w = vld1q_s8(panels + v / kPanelVectors * panel_bytes + v % kPanelVectors * 16);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const int8x16_t x = bits_as<int8x16_t>(splat(load_vector<int32_t>(rows + m * kGroup)));
+      // Two products of at most 127 * 127 fit an int16.
+      const int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vmull_high_s8(w, x));
+      sums[m][v] = vpadalq_s16(sums[m][v], pairs);
     }
   }
 #else

@@ -14,6 +14,8 @@ SPCT_INLINE vd to_double(vf_half x) {
   return _mm512_cvtps_pd(x);
 #elif defined(__AVX2__)
   return _mm256_cvtps_pd(x);
+#elif defined(SPCT_NEON)
+  return vcvt_f64_f32(bits_as<float32x2_t>(x));
 #else
   return __builtin_convertvector(x, vd);
 #endif

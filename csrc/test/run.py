@@ -2,6 +2,9 @@
 
 The compiler is that of the extension (CXX, or what the system calls one), its flags too, but for -O1 and the sanitizer. Objects that
 are up to date are kept in build/sanitize, so that the second run is quick.
+
+`--machine aarch64` on another machine compiles with aarch64-linux-gnu-g++ (or CXX), at -O3 as the extension is, and runs under qemu
+(Debian: g++-aarch64-linux-gnu, qemu-user-static). Sanitizers don't run there.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import os
+import platform
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -39,20 +44,31 @@ def recipe() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "setup.py"))
 
 
-def build(made: dict[str, Any], folder: Path, sanitizer: str, levels: list[str], jobs: int) -> Path:
+def emulator(machine: str) -> list[str]:
+    """What runs a program of `machine` here: nothing on such a machine itself, else qemu."""
+    if machine == platform.machine():
+        return []
+    found = next(filter(None, map(shutil.which, (f"qemu-{machine}-static", f"qemu-{machine}"))), None)
+    if found is None:
+        sys.exit(f"no emulator for {machine} found: install qemu-user-static, or run this on such a machine")
+    return [found]
+
+
+def build(made: dict[str, Any], folder: Path, sanitizer: str, all_levels: dict[str, list[str]], levels: list[str], jobs: int) -> Path:
     """Compile what changed, and link. Levels that are left out are not linked, and not run."""
     cxx = made["compiler"]()
     if cxx is None:
         sys.exit("no C++ compiler found: set CXX, or install g++ or clang++")
-    flags = [flag for flag in made["COMMON_FLAGS"] if flag not in ("-O3", "-g0") and "TORCH" not in flag]
-    flags += ["-O1", "-g1", "-fno-omit-frame-pointer", "-Icsrc", *SANITIZERS[sanitizer]]
+    flags = [flag for flag in made["COMMON_FLAGS"] if "TORCH" not in flag] + ["-Icsrc"]
+    if sanitizer != "none":
+        flags += ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS[sanitizer]]
     commands: list[tuple[Path, list[str]]] = []
     sources = sorted((ROOT / "csrc").rglob("*.cpp"), key=lambda path: (not path.name.endswith(".kernel.cpp"), path))
     for source in [path.relative_to(ROOT) for path in sources if "binding" not in path.parts]:
         if source.name.endswith(".kernel.cpp"):
             for level in levels:
                 target = folder / level / source.with_suffix(".o")
-                commands.append((target, [*made["LEVELS"][level], f"-DSPCT_LEVEL={level}", str(source)]))
+                commands.append((target, [*all_levels[level], f"-DSPCT_LEVEL={level}", str(source)]))
         else:
             commands.append((folder / source.with_suffix(".o"), [f"-I{ROOT / 'csrc/test'}", str(source)]))
 
@@ -67,9 +83,11 @@ def build(made: dict[str, Any], folder: Path, sanitizer: str, levels: list[str],
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         list(pool.map(compile_one, commands))
     # The dispatch names every level; those left out stay unresolved, and the test never switches to them.
-    partial = [] if set(levels) == set(made["LEVELS"]) else ["-no-pie", "-Wl,--unresolved-symbols=ignore-in-object-files"]
+    partial = [] if set(levels) == set(all_levels) else ["-no-pie", "-Wl,--unresolved-symbols=ignore-in-object-files"]
     program = folder / "kernels_test"
-    made["run"]([*cxx, *SANITIZERS[sanitizer], *partial, *(str(target) for target, _ in commands), "-pthread", "-o", str(program)])
+    # Static without a sanitizer: an emulator needs no libraries of the other machine.
+    linking = SANITIZERS[sanitizer] if sanitizer != "none" else ["-static"]
+    made["run"]([*cxx, *linking, *partial, *(str(target) for target, _ in commands), "-pthread", "-o", str(program)])
     return program
 
 
@@ -77,24 +95,35 @@ def main() -> int:
     """Build and run; the exit code is the test's."""
     made = recipe()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--sanitizer", choices=SANITIZERS, default="address", help="address: with undefined behaviour")
-    parser.add_argument("--levels", default=",".join(made["LEVELS"]), help="CPU levels to build and run (all)")
+    parser.add_argument("--sanitizer", choices=SANITIZERS, help="address (default; with undefined behaviour), thread or none")
+    parser.add_argument("--machine", default=platform.machine(), help="architecture to build for (this one)")
+    parser.add_argument("--cpu", help="of the emulator: a model that qemu knows (its own: all features)")
+    parser.add_argument("--levels", help="CPU levels to build and run (all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=20, help="random configurations of every kernel and level")
     parser.add_argument("--only", default="", help="one kernel's name")
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("MAX_JOBS", os.cpu_count() or 1)))
     args = parser.parse_args()
-    levels = args.levels.split(",")
-    if unknown := set(levels) - set(made["LEVELS"]):
-        parser.error(f"--levels: expected some of {', '.join(made['LEVELS'])}, got {', '.join(sorted(unknown))}")
+    foreign = args.machine != platform.machine()
+    sanitizer = args.sanitizer or ("none" if foreign else "address")
+    if foreign and sanitizer != "none":
+        parser.error(f"--sanitizer: expected none with --machine {args.machine}, which runs under an emulator, got {sanitizer}")
+    all_levels = made["levels_of"](args.machine)
+    levels = args.levels.split(",") if args.levels else list(all_levels)
+    if unknown := set(levels) - set(all_levels):
+        parser.error(f"--levels: expected some of {', '.join(all_levels)}, got {', '.join(sorted(unknown))}")
+    runner = emulator(args.machine) + (["-cpu", args.cpu] if foreign and args.cpu else [])
+    if foreign:
+        os.environ.setdefault("CXX", f"{args.machine}-linux-gnu-g++")
     start = time.monotonic()
-    program = build(made, ROOT / "build" / "sanitize" / args.sanitizer, args.sanitizer, levels, args.jobs)
+    folder = ROOT / "build" / "sanitize" / (args.machine if foreign else sanitizer)
+    program = build(made, folder, sanitizer, all_levels, levels, args.jobs)
     built = time.monotonic()
-    command = [str(program), "--levels", args.levels, "--seed", str(args.seed), "--count", str(args.count)]
+    command = [*runner, str(program), "--levels", ",".join(levels), "--seed", str(args.seed), "--count", str(args.count)]
     command += ["--only", args.only] if args.only else []
     print(shlex.join(command), flush=True)
     code = subprocess.run(command, env={**ENVIRONMENT, **os.environ}).returncode
-    print(f"{args.sanitizer}: built in {built - start:.0f} s, ran {time.monotonic() - built:.0f} s, exit {code}")
+    print(f"{folder.name}: built in {built - start:.0f} s, ran {time.monotonic() - built:.0f} s, exit {code}")
     return code
 
 

@@ -20,7 +20,7 @@ from spct_kernels.errors import BackendError, InputError
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
-CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx")
+CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx", "neon", "neondot")
 
 _BUILD_HINT = "build it with `pip install --no-build-isolation -e .` (needs a C++20 compiler), or pass backend='reference'"
 

@@ -13,7 +13,8 @@ from spct import CheckpointError, ConfigError, Engine, SamplingParams
 from spct.prompting import JudgePrompt
 from spct.training import meta
 from spct.training.labelled import LabelledRequest
-from spct.training.meta import STATE_FILE, MetaConfig, train_form
+from spct.training.meta import STATE_FILE, train_form
+from spct.training.meta_config import MetaConfig
 from spct.training.meta_data import DataConfig, MetaItem, MetaSample, draw_meta_items
 from spct.training.meta_heads import PENALTIES, fit_head, pooled_states
 from spct.training.meta_metrics import auc, within_item_auc

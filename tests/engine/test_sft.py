@@ -32,7 +32,8 @@ from spct.training.packing import draw_batches, example_tokens, pack
 from spct.training.policy import Policy
 from spct.training.rft import RftConfig
 from spct.training.session import Session as RftSession
-from spct.training.sft import STATE_FILE, SftConfig, run
+from spct.training.sft import STATE_FILE, run
+from spct.training.sft_config import SftConfig
 from spct.training.tasks import draw_item
 
 TEMPLATE = (
@@ -73,7 +74,8 @@ def test_the_loss_that_a_short_run_tells_is_that_of_its_end(trained):
 
 def test_resumed_run_ends_bitwise_like_the_unbroken_one(trained, text_side, tmp_path):
     program = (
-        "from pathlib import Path; from spct.training.folder import ModelSize; from spct.training.sft import SftConfig, run; "
+        "from pathlib import Path; from spct.training.folder import ModelSize; from spct.training.sft import run; "
+        "from spct.training.sft_config import SftConfig; "
         f"run(SftConfig(output=Path({str(tmp_path)!r}), tokenizer=Path({str(text_side)!r}), steps=24, save_every=0.0, "
         f"**dict({SETTINGS!r}, size=ModelSize(**{dict(width=32, layers=2, heads=2, kv_heads=1, mlp_width=64)!r}))))"
     ).replace(f"'size': {TINY!r}, ", "")

@@ -23,7 +23,8 @@ from spct.training import given
 from spct.training.checkpoints import load_state
 from spct.training.given import encode_demonstration, read_demonstrations
 from spct.training.packing import IGNORED
-from spct.training.sft import STATE_FILE, SftConfig, run
+from spct.training.sft import STATE_FILE, run
+from spct.training.sft_config import SftConfig
 
 ROW = {"query": "q", "responses": ["yes", "no"], "demonstration": "First. \\boxed{9, 2}"}
 SETTINGS = dict(prompts=2, group=2, micro_batches=2, workers=1, save_every=1e9, bf16=False)

@@ -11,7 +11,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401 - imported for the
 from safetensors.torch import save_file
 
 from spct.errors import SpctError
-from spct.training import launch, meta, meta_data, ranks, rft, rl, sft
+from spct.training import launch, meta, meta_config, meta_data, ranks, rft, rl, sft, sft_config
 from spct.training.session import Session
 
 
@@ -104,13 +104,13 @@ def reject(joined, settings, kill_rank=None, kill_at=0):
 def demonstrate(joined, settings):
     """Runs `sft`."""
     plain_descent()
-    sft.run(sft.SftConfig(**settings))
+    sft.run(sft_config.SftConfig(**settings))
 
 
 def weigh_up(joined, settings, data):
     """Runs `meta`: samples, then both forms."""
     plain_descent()
-    config = meta.MetaConfig(**settings, data=meta_data.DataConfig(**data))
+    config = meta_config.MetaConfig(**settings, data=meta_data.DataConfig(**data))
     items = meta.draw(config)
     for form in config.forms:
         meta.train_form(config, form, items)

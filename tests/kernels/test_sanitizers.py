@@ -4,12 +4,16 @@
 build/sanitize: the first run compiles for about half a minute.
 """
 
+import platform
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-from spct_kernels.dispatch import cpu_levels
+import setuptools
+
+from spct_kernels.dispatch import CPU_LEVELS, cpu_levels
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "csrc" / "test" / "run.py"
@@ -37,6 +41,27 @@ def test_the_configurations_cover_every_kernel():
     missing = {name for name in declared - inner if not re.search(rf"^  {name}\(|[^\w]{name}\(", sources, re.M)}
     assert not missing
     assert len(re.findall(r"\{\"\w+\", test_\w+\}", (ROOT / "csrc" / "test" / "main.cpp").read_text())) == KERNELS
+
+
+def test_levels_have_one_order_everywhere(monkeypatch):
+    """A level is a number between C++ and Python; each architecture builds its own ones, and a kernel is declared at all of them."""
+    header = (ROOT / "csrc" / "common" / "level.hpp").read_text()
+    enumerators = {int(value): name.lower() for name, value in re.findall(r"^  k(\w+) = (\d+),", header, re.M)}
+    assert [enumerators[i] for i in range(len(enumerators))] == list(CPU_LEVELS)
+    named = re.search(r"kLevels\[kNumLevels\] = \{(.*?)\}", (ROOT / "csrc" / "test" / "main.cpp").read_text(), re.S)
+    assert re.findall(r'"(\w+)"', named[1]) == list(CPU_LEVELS)
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    for machine, own in (("x86_64", CPU_LEVELS[1:6]), ("aarch64", CPU_LEVELS[6:]), ("riscv64", ())):
+        assert tuple(setup["levels_of"](machine)) == ("scalar", *own)
+    declared = re.findall(r"SPCT_DECLARE\((\w+), name, Args\)", header)
+    assert declared == ["level", "scalar", *CPU_LEVELS[1:6], "scalar", *CPU_LEVELS[6:], "scalar"]
+
+
+def test_a_sanitizer_is_refused_for_another_machine():
+    other = "aarch64" if platform.machine() != "aarch64" else "x86_64"
+    done = run("--machine", other, "--sanitizer", "address")
+    assert done.returncode == 2 and "expected none" in done.stderr
 
 
 def test_unknown_levels_are_refused():
