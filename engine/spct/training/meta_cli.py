@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> int:
     given = {target: getattr(args, name) for name, target in _DATA.items() if getattr(args, name) is not None}
     if "domains" in given:
         given["domains"] = tuple(given["domains"])
-    config = meta.MetaConfig(
+    config = importlib.import_module("spct.training.meta_config").MetaConfig(
         **{name: getattr(args, name) for name in _COPIED if getattr(args, name) is not None}, data=data.DataConfig(**given)
     )
     items = meta.draw(config)

@@ -22,7 +22,7 @@ from spct.checkpoint.config import read_spec
 from spct.engine import Engine
 from spct.training.correctness import is_correct, middle_of
 from spct.training.labelled import LabelledRequest
-from spct.training.meta import FORMS, MetaConfig, describe
+from spct.training.meta_config import FORMS, MetaConfig, describe
 from spct.training.meta_metrics import auc, calibration, mean_with_interval, within_item_auc
 from spct.types import FilterMethod, Sample, SamplingParams, VotingParams
 from spct.voting import ParsedSample, judge

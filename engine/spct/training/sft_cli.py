@@ -10,7 +10,8 @@ from pathlib import Path
 
 from spct.errors import ConfigError
 from spct.training.ranks import current
-from spct.training.sft import SftConfig, SftResult, run
+from spct.training.sft import SftResult, run
+from spct.training.sft_config import SftConfig
 
 _COPIED = (
     "output", "model", "lora", "lora_alpha", "adapter", "tokenizer", "template", "steps", "warmup", "decay", "time_limit", "tokens", "seed",
