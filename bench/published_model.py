@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "engine" / "spct" / "embedded" / "judge_template.jinja"
 COSTS, METRICS = "costs.json", "metrics.jsonl"
-STAGES = ("before", "sft", "after-sft", "rft", "after-rft", "meta", "larger", "after-larger", "longer", "after-longer")
+STAGES = ("before", "sft", "after-sft", "rft", "after-rft", "meta")
 # Seconds of the user's own time that a stage has taken, over all its starts.
 Cost = dict[str, float]
 
@@ -37,22 +37,18 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     evaluate = ["eval", "embedded-test", "--model", "MODEL", *domains, *held_out, *sampling]
     model, machine = ["--model", "MODEL"], ["--workers", "1", *domains]
     rank = ["--lora", "16", "--lora-alpha", "32", "--template", "TEMPLATE"]
-    shape = ["--prompts", "2", "--group", "4", "--micro-batches", "1", "--easy-steps", "0", "--prompt-weight", "0", "--lr", "1.5e-3"]
-    steps = ["--steps", str(args.steps), "--warmup", str(args.steps // 8), "--decay", str(args.steps * 3 // 4)]
+    shape = ["--prompts", "2", "--group", "4", "--micro-batches", "1", "--easy-steps", "0", "--prompt-weight", "0", "--lr", "1e-3"]
+    steps = ["--steps", str(args.steps), "--warmup", "20", "--decay", str(args.steps // 2)]
     draw = ["--samples", "4", "--keep", "4", "--dtype", "bf16", *sampling]
-    reject = ["train", "rft", *model, "--adapter", "sft", *machine, *draw, "--epochs", "1", "--prompts", "4"]
+    learn = ["--requests", str(args.requests), "--epochs", "1", "--prompts", "4", "--lr", "1e-4"]
     items = ["--items", str(args.meta_items), "--validation", str(args.meta_validation), "--samples", "4", "--votes", "4"]
     return {
         "before": [*evaluate, "--template", "TEMPLATE", "-o", "before"],
         "sft": ["train", "sft", "-o", "sft", *model, *rank, *machine, *shape, *steps],
         "after-sft": [*evaluate, "--adapter", "sft", "-o", "after-sft", "--against", "before"],
-        "rft": [*reject, "--requests", str(args.requests), "--lr", "5e-4", "-o", "rft"],
+        "rft": ["train", "rft", "-o", "rft", *model, "--adapter", "sft", *machine, *draw, *learn],
         "after-rft": [*evaluate, "--adapter", "rft", "-o", "after-rft", "--against", "after-sft"],
         "meta": ["train", "meta", "-o", "meta", *model, "--adapter", "rft", *machine, *items, *sampling],
-        "larger": [*reject, "--requests", str(2 * args.requests), "--lr", "1e-4", "-o", "larger"],
-        "after-larger": [*evaluate, "--adapter", "larger", "-o", "after-larger", "--against", "after-sft"],
-        "longer": ["train", "sft", "-o", "longer", *model, "--adapter", "sft", *machine, *shape, *steps, "--seed", "1"],
-        "after-longer": [*evaluate, "--adapter", "longer", "-o", "after-longer", "--against", "after-sft"],
     }
 
 
@@ -120,8 +116,8 @@ def stage_report(name: str, folder: Path) -> dict[str, Any]:
             "paired",
         )
         return {key: report["fused"][key] for key in names}
-    if name in ("sft", "rft", "larger", "longer"):
-        rejection = {"rejection": json.loads((folder / "statistics.json").read_text())[0]} if name in ("rft", "larger") else {}
+    if name in ("sft", "rft"):
+        rejection = {"rejection": json.loads((folder / "statistics.json").read_text())[0]} if name == "rft" else {}
         return {**trained(folder), **rejection}
     return judged(folder)
 
@@ -136,15 +132,11 @@ def main() -> None:
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run")
     parser.add_argument("--domains", nargs="+", default=["passage", "table"], help="of the project's own tasks")
     for name, default, told in (
-        ("items", 104, "held-out items of every evaluation"),
-        ("steps", 24, "of supervised training, 8 demonstrations each; as many again, from there, in its second run"),
-        (
-            "requests",
-            48,
-            "of the round of rejective fine-tuning, 4 samples each; the larger one, from the same start and slower, has twice as many",
-        ),
-        ("meta-items", 20, "that the meta head learns from"),
-        ("meta-validation", 16, "that it is judged on"),
+        ("items", 208, "held-out items of every evaluation"),
+        ("steps", 300, "of supervised training, 8 demonstrations each"),
+        ("requests", 300, "of the round of rejective fine-tuning, 4 samples each"),
+        ("meta-items", 200, "that the meta head learns from"),
+        ("meta-validation", 100, "that it is judged on"),
         ("max-tokens", 160, "of a sample"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{told} ({default})")

@@ -11,8 +11,6 @@ NAMES = {
     "before": "as published",
     "after-sft": "demonstrations",
     "after-rft": "demonstrations, RFT",
-    "after-larger": "demonstrations, larger RFT",
-    "after-longer": "twice the demonstrations",
 }
 KS = ("1", "2", "4")
 
@@ -70,9 +68,8 @@ def published_table(report: dict[str, Any]) -> str:
         loss = f"{told['first_loss']:.2f} to {told['last_loss']:.2f}" if "first_loss" in told else ""
         cells = [str(shown["steps"] or ""), f"{shown['tokens']:,}" if shown["tokens"] else "", loss]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {_seconds(told['cpu_seconds'])} | {_seconds(told['seconds'])} |")
-    for name in ("rft", "larger"):
-        if name in stages:
-            lines += ["", *_rejection(name, stages[name]["rejection"])]
+    if "rft" in stages:
+        lines += ["", *_rejection("rft", stages["rft"]["rejection"])]
     if "meta" in stages:
         lines += ["", *_meta(stages["meta"])]
     note = report["measured"]
