@@ -24,8 +24,8 @@ constexpr Test kTests[] = {
     {"sample", test_sample},           {"token_logits", test_token_logits},
     {"philox", test_philox},
 };
-constexpr const char* kLevels[kNumLevels] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16",
-                                       "amx",    "neon", "neondot"};
+constexpr const char* kLevels[kNumLevels] = {"scalar",     "avx2", "avx512", "avx512vnni",
+                                             "avx512bf16", "amx",  "neon",   "neondot"};
 
 struct Options {
   uint64_t seed = 0;

@@ -52,6 +52,9 @@ def linear(x: Tensor, weight: PackedLinear, bias: Tensor | None = None, determin
     "w8a8" quantises every row of x by itself (`quantise_rows`): out = sum * row's scale * output's scale + bias, three fp32 roundings
     after an exact sum. A row with NaN or Inf gives NaN, its neighbours do not change.
 
+    Where x and the weight are bf16, the C++ kernels add exact products by pairs at the CPU levels avx512bf16 and amx; these instructions
+    take subnormal numbers for zero.
+
     Cost: the packed weight read once for all rows; 2*T*O*I FLOPs, or as many integer operations. Invariant: a row's bits depend neither
     on T, nor on its place, nor on the threads (the C++ backend holds this also under deterministic=False); under "w8a8" not on the
     CPU level or the backend either. An fp8 weight has no C++ kernel: "auto" computes it with plain torch on a CPU, without that
