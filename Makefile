@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
 NATIVE := $(shell find csrc -type f) setup.py
 
-.PHONY: help demo test real sanitize arm check bench lint clean
+.PHONY: help demo test real sanitize arm compile compile-3.6 check bench lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make real    the same against a published checkpoint, SmolLM2-135M-Instruct"
 	@echo "make sanitize  the C++ kernels under ASan, UBSan and TSan, without Python"
 	@echo "make arm     the C++ kernels of 64-bit ARM, under an emulator on other machines"
+	@echo "make compile  the Triton kernels for five targets, without a GPU: a covering part; compile-3.6 the same with Triton 3.6"
 	@echo "make check   what takes longer: more random cases, the soak, the embedded model's figures"
 	@echo "make bench   kernel and engine timings"
 	@echo "make clean   removes .venv and what was built"
@@ -62,7 +63,18 @@ arm: $(VENV)/dev.done
 	$(PY) csrc/test/run.py --machine aarch64 --count 40
 	$(PY) csrc/test/run.py --machine aarch64 --cpu cortex-a53 --count 5
 
-check: test real sanitize
+compile: $(VENV)/built.done
+	$(PY) -m spct_kernels.compile_check
+
+# Triton 3.6 goes with torch 2.11. Its folder stands before the environment's own Triton, and only compiles: that needs no other torch.
+$(VENV)/triton-3.6/done: $(VENV)/built.done
+	$(PIP) install --no-deps --upgrade --target $(@D) triton==3.6.0
+	@touch $@
+
+compile-3.6: $(VENV)/triton-3.6/done
+	PYTHONPATH=$(VENV)/triton-3.6 $(PY) -m spct_kernels.compile_check
+
+check: test real sanitize compile compile-3.6
 	RANDOM_CONFIGS=1000 $(PY) -m pytest tests/kernels/test_random_configs.py
 	$(PY) -m pytest tests/long
 

@@ -14,7 +14,9 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,12 @@ os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import numpy as np
 import torch
+import triton
 from certificate_model import Verdict, verdict
 from torch import Tensor
 
 from spct import Engine, SamplingParams, ScoreRequest, checkpoint
+from spct.benchmark.machine import machine_card, versions
 from spct.models.decoder import Decoder, ForwardBatch
 from spct.models.kv import KVCache
 from spct_kernels import AttentionPlan, fused_sample, triton_sample
@@ -208,7 +212,18 @@ def main() -> int:
             f"T={row['temperature']:<4} top-p {row['top_p']}  {row['rows']:5} rows  {row['uncertified']:3} without: {row['share']:.2%} "
             f"({100 * low:.2f} to {100 * high:.2f})  nucleus 50/90/99%: {row['nucleus_50_90_99']}  kernels: {row['kernel']}"
         )
-    document = {"model": Path(options.model).name, "samples": options.samples, "max_tokens": options.max_tokens, "rows": rows}
+    document = {
+        "bench": "certificates",
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join(["python", "bench/certificates.py", *sys.argv[1:]]),
+        "machine": machine_card(),
+        "versions": versions() | {"triton": triton.__version__},
+        "model": Path(options.model).name,
+        "requests": len(REQUESTS),
+        "samples": options.samples,
+        "max_tokens": options.max_tokens,
+        "rows": rows,
+    }
     text = json.dumps(document)
     if options.out:
         options.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -73,10 +73,39 @@ def stages_table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def certificates_table(report: dict[str, Any]) -> str:
+    """Rows of a model's own text without a certificate, a temperature a row."""
+    lines = ["| temperature | rows | without a certificate | wrong with one | tokens kept (50, 90, 99%) |", "|---" * 5 + "|"]
+    for row in report["rows"]:
+        low, high = row["interval"]
+        share = f"{row['uncertified']} = {100 * row['share']:.2f}% ({100 * low:.2f} to {100 * high:.2f})"
+        kept = ", ".join(map(str, row["nucleus_50_90_99"]))
+        lines.append(f"| {row['temperature']} | {row['rows']} | {share} | {row['wrong_where_certified']} | {kept} |")
+    kernels = [row["kernel"] for row in report["rows"]]
+    rows, missed, flags, tokens = (
+        sum(one[name] for one in kernels) for name in ("rows", "uncertified", "flags_that_differ", "tokens_that_differ")
+    )
+    lines += [
+        "",
+        f"Top-p {report['rows'][0]['top_p']}, by a numpy model of the certificate; 95% intervals (Wilson, independent rows).",
+    ]
+    lines.append(
+        f"The kernels themselves, under Triton's interpreter, drew {rows} of these rows, {missed} without a certificate: "
+        f"{flags} flags and {tokens} tokens differ from the model's."
+    )
+    machine, versions = report["machine"], report["versions"]
+    lines.append(
+        f"{report['date']}, {machine['threads']} thread of an {machine['cpu']} ({machine['level']}), torch {versions['torch']}, "
+        f"Triton {versions['triton']}: `{report['command']}`."
+    )
+    return "\n".join(lines) + "\n"
+
+
 # What a report's "bench" names; a report without it is one of accuracies.
 TABLES = {
     "peers": peers_table,
     "startup": startup_table,
+    "certificates": certificates_table,
     "best-of-n": best_of_n_table,
     "baselines": baselines_table,
     "stages": stages_table,

@@ -1,23 +1,17 @@
 """Compiles every Triton kernel for every target, without a GPU: `python -m spct_kernels.compile_check [--json]`.
 
-Rows come from `model_rows` of the modules `spct_kernels.triton_*`: what an engine launches for the models of `specialisation.MODELS`; a
-test holds them against what an engine run records (`spct_kernels.recorded`). By default a covering part is compiled, a rule that is
-said at `covering`; --all compiles every row. A row misses if
-it spills registers, takes more shared memory than the device has, lacks the tensor-core instruction that is meant, or does not
-compile. Exit status: 0, 1 on a miss, 2 on bad usage.
+Rows come from `compile_rows`: by default a covering part of them, with --all every one. A row misses if it spills registers, takes
+more shared memory than the device has, lacks the tensor-core instruction that is meant, or does not compile. Exit status: 0, 1 on a
+miss, 2 on bad usage.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import importlib
-import itertools
 import json
-import math
 import multiprocessing
 import os
-import pkgutil
 import re
 import subprocess
 import sys
@@ -33,9 +27,9 @@ from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import spct_kernels
+from spct_kernels.compile_rows import all_specialisations, covering
 from spct_kernels.errors import BackendError
-from spct_kernels.specialisation import LENGTHS, MODELS, SHARED_BYTES, TARGETS, ModelShape, Specialisation
+from spct_kernels.specialisation import SHARED_BYTES, TARGETS, Specialisation
 
 NUM_WORKERS = 2
 
@@ -64,75 +58,6 @@ class Row:
     seconds: float
     ok: bool
     error: str = ""
-
-
-def modules() -> Iterator[str]:
-    """Names of the modules that may hold Triton kernels."""
-    for module in pkgutil.iter_modules(spct_kernels.__path__):
-        if module.name.startswith("triton_"):
-            yield f"spct_kernels.{module.name}"
-
-
-def rows_of(model: ModelShape) -> list[Specialisation]:
-    """Every kernel that an engine launches for a model."""
-    return [row for module in _with_rows() for row in module.model_rows(model)]
-
-
-def all_specialisations() -> list[Specialisation]:
-    """What an engine launches for `specialisation.MODELS`, and the modules' other rows; of each kind the longest, once."""
-    found: dict[tuple[Any, ...], Specialisation] = {}
-    for one in [*(row for model in MODELS for row in rows_of(model)), *(row for module in _with_rows() for row in module.other_rows())]:
-        kind = one.kind
-        if kind not in found or _length(one) > _length(found[kind]):
-            found[kind] = one
-    return list(found.values())
-
-
-def _with_rows() -> list[Any]:
-    """The modules that know rows."""
-    return [module for module in map(importlib.import_module, modules()) if hasattr(module, "model_rows")]
-
-
-def _length(specialisation: Specialisation) -> int:
-    """The product of its lengths."""
-    values = [value for name, value in specialisation.constexprs.items() if name in LENGTHS]
-    return math.prod(value for value in values if isinstance(value, int) and value)
-
-
-def covering(rows: Sequence[tuple[int, str]], specialisations: Sequence[Specialisation]) -> list[tuple[int, str]]:
-    """The rows that a routine check compiles: of every kernel each target at least once, and each type, constant and launch option.
-
-    For kernels that multiply, where registers are short, each constant that is on or off is taken on each target; for those of PAIRED
-    each two of them together, as a spill may come from two branches that each alone do not spill. Greedy: the row that adds the most
-    comes first, the earlier one of equals. What is left out combines the same parts otherwise.
-    """
-    chosen: list[tuple[int, str]] = []
-    groups: dict[str, list[tuple[int, str]]] = {}
-    for row in rows:
-        groups.setdefault(specialisations[row[0]].kernel_name, []).append(row)
-    for group in groups.values():
-        features = {row: covered(specialisations[row[0]], row[1]) for row in group}
-        missing = frozenset[tuple[str, ...]]().union(*features.values())
-        while missing:
-            best = max(group, key=lambda row: len(features[row] & missing))
-            missing -= features[best]
-            chosen.append(best)
-    return sorted(chosen, key=rows.index)
-
-
-PAIRED = frozenset({"attention", "linear", "head"})
-"""Kernels that branch on several constants and hold much in registers. The head's others do a part of what it does."""
-
-
-def covered(specialisation: Specialisation, target: str) -> frozenset[tuple[str, ...]]:
-    """What a row covers of its kernel."""
-    features: set[tuple[str, ...]] = {(target,), *specialisation.features(target)}
-    if specialisation.mma:
-        switches = sorted((name, value) for name, value in specialisation.features(target) if value in ("True", "False"))
-        features |= {(target, *switch) for switch in switches}
-        if specialisation.kernel_name in PAIRED:
-            features |= {(target, *one, *other) for one, other in itertools.combinations(switches, 2)}
-    return frozenset(features)
 
 
 def gpu_target(name: str) -> GPUTarget:

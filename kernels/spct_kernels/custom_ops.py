@@ -70,7 +70,7 @@ def rope_append(
     norm_eps: float = 1e-6,
 ) -> Tensor:
     """As `spct_kernels.rope_append`: qkv [T, (H+2K)*D], cos and sin [T, D/2], slots [T]; writes k_cache and v_cache; q_norm, k_norm [D]."""
-    return triton_kernels("elementwise").rope_append(  # type: ignore[no-any-return]
+    return triton_kernels("rope_append").rope_append(  # type: ignore[no-any-return]
         qkv, cos, sin, slots, k_cache, v_cache, num_heads, num_kv_heads, head_dim, q_norm, k_norm, norm_eps
     )
 

@@ -153,7 +153,7 @@ def rope_append(
     arguments = (qkv.contiguous(), cos.float().contiguous(), sin.float().contiguous(), slots.contiguous(), k_cache, v_cache)
     shape = (num_heads, num_kv_heads, head_dim, q_norm, k_norm, norm_eps)
     if chosen == "triton":
-        return triton_kernels("elementwise").rope_append(*arguments, *shape).to(q_dtype)  # type: ignore[no-any-return] # imported by name
+        return triton_kernels("rope_append").rope_append(*arguments, *shape).to(q_dtype)  # type: ignore[no-any-return] # imported by name
     return cpu_ops().rope_append(*arguments, *shape, q_dtype)  # type: ignore[no-any-return] # torch.ops is untyped
 
 

@@ -1,4 +1,4 @@
-"""Records how kernels are launched, under Triton's interpreter: what an engine run needs, to be held against `compile_check`'s rows."""
+"""Records how kernels are launched, under Triton's interpreter: what an engine run needs, to be held against `compile_rows`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Launch:
 
 
 def launch_of(one: Specialisation) -> Launch:
-    """The launch that a row of `compile_check` stands for."""
+    """The launch that a row of `compile_rows` stands for."""
     pointers = {name: kind for name, kind in one.signature.items() if kind.startswith("*")}
     return _launch(one.kernel_name, pointers, dict(one.constexprs))
 

@@ -128,7 +128,7 @@ def attend(
             BLOCK_D=next_power_of_2(key_dim),
             num_warps=options.num_warps,
             num_stages=options.stages(work.folds),
-            **compile_options(target(q.device)),
+            **compile_options(shape, target(q.device)),
             **layout,
             **COMPILE,
         )

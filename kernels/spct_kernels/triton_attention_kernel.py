@@ -209,7 +209,8 @@ def attention_kernel(
                 step += tl.maximum(lowest - window + 1 - start_position, 0) // BLOCK_N
         if WINDOW and end_position <= lowest - window + 1:
             end = step
-        # Tiles that every row sees whole come first. The few others of a prefill isolate their values, and are not pipelined.
+        # Tiles that every row sees whole come first. The few others of a prefill isolate their values, and are not pipelined; beyond 128
+        # value dims they are, as their loop would spill without the copies to shared memory (160 bytes on sm_90).
         shared_end = end
         if GUARD or WINDOW:
             shared_end = step
@@ -229,7 +230,7 @@ def attention_kernel(
                     )  # fmt: skip
                     at += 1
             else:
-                for number_of_step in tl.range(at, stop, num_stages=1 if ISOLATE and not (GUARD or WINDOW) else None):
+                for number_of_step in tl.range(at, stop, num_stages=1 if ISOLATE and not (GUARD or WINDOW) and BLOCK_DV <= 128 else None):
                     state = _attend_step(
                         q, state, steps_ptr + number_of_step * 8, tile_slots_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, k_slot_stride,
                         v_slot_stride, rows, positions, lowest, highest, scale, softcap, window, head, NUM_KV_HEADS, KEY_DIM, VALUE_DIM,

@@ -110,6 +110,14 @@ def families(shape: Shape, name: str) -> tuple[TileOptions, TileOptions]:
     return few, many if largest <= 128 else few
 
 
-def compile_options(name: str) -> dict[str, int]:
-    """Launch options beside the tiles: where ptxas would spill a few registers to reach 128 or 168, it may use them all."""
-    return {"maxnreg": 255} if name.startswith("sm_") and name not in ("sm_90", "sm_100") else {}
+def compile_options(shape: Shape, name: str) -> dict[str, int]:
+    """Launch options beside the tiles: registers that ptxas may take where it would spill a few to leave room for more programs.
+
+    128 for fp32 products on targets whose other kernels keep ptxas's own choice (72 or 80 there, of which 8 bytes spilled): four programs
+    fit a multiprocessor.
+    """
+    if not name.startswith("sm_"):
+        return {}
+    if name in ("sm_90", "sm_100"):
+        return {"maxnreg": 128} if shape.wide else {}
+    return {"maxnreg": 255}

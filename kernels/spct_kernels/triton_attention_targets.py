@@ -49,7 +49,7 @@ def _attention(name: str, shape: Shape, kv_heads: int, *, batch_is_large: bool =
             "BLOCK_N": options.block_n,
             "num_warps": options.num_warps,
             "num_stages": options.stages(bool(flags.get("FOLD"))),
-            **compile_options(target),
+            **compile_options(shape, target),
         }
 
     per_target = {target: tiles(target) for target in TARGETS}

@@ -113,3 +113,9 @@ def tanh(x: tl.tensor) -> tl.tensor:
     power = tl.exp2(tl.abs(x) * 2.8853900817779268)
     outer = 1.0 - 2.0 / (power + 1.0)
     return tl.where(tl.abs(x) < 0.5, fraction, tl.where(x < 0.0, -outer, outer))
+
+
+@device
+def inverse_rms(square_sum: tl.tensor, width: tl.tensor, eps: tl.tensor) -> tl.tensor:
+    """1 / sqrt(mean square + eps), rounded correctly at each step as on the CPU."""
+    return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(square_sum, width) + eps))

@@ -25,6 +25,7 @@ from spct_kernels.triton_sample_options import (
     ROWS_INTERPRETED,
     decide_options,
     head_options,
+    listed_options,
     num_parts,
 )
 from spct_kernels.triton_sample_redo import _redo_draw_kernel, _redo_logits_kernel
@@ -145,7 +146,8 @@ def token_logits_triton(head: Head, lists: TokenLists) -> Tensor:
     grid = (_tiles(ids.numel(), ready.common["BLOCK_V"]),)
     num_rows, *sizes = ready.sizes
     _token_logits_kernel[grid](
-        *ready.operands, offsets, ids, out, num_rows, ids.numel(), *sizes, ready.softcap or 1.0, **ready.common
+        *ready.operands, offsets, ids, out, num_rows, ids.numel(), *sizes, ready.softcap or 1.0,
+        **ready.common | listed_options(ready.common["PANEL"]),
     )  # fmt: skip
     return out
 

@@ -37,6 +37,14 @@ def head_options(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     return dict(base) | by_target.get(target_of(device.type, device.index), {})
 
 
+def listed_options(panel: int) -> dict[str, Any]:
+    """What the kernel of listed ids changes of `head_options`: `panel` is the weight's PANEL.
+
+    Listed ids of panels lie apart, so that each number has a pointer of its own: beside these, tiles loaded ahead spill (20 bytes, sm_100).
+    """
+    return {"num_stages": 1} if panel else {}
+
+
 def decide_options(device: torch.device) -> dict[str, Any]:
     """Launch options of the kernel that decides."""
     return DRAW_OPTIONS | DECIDE_ON.get(target_of(device.type, device.index), {})

@@ -1,4 +1,4 @@
-"""How the output head's kernels are launched for a model, for `compile_check`."""
+"""How the output head's kernels are launched for a model, for `compile_rows`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from spct_kernels.triton_sample_options import (
     NORM_OPTIONS,
     REDO_BLOCK,
     ROW_BLOCK,
+    listed_options,
 )
 from spct_kernels.triton_sample_redo import _redo_draw_kernel, _redo_logits_kernel
 
@@ -62,10 +63,12 @@ def _head_rows(model: ModelShape, parts: int, lists: tuple[bool, bool]) -> list[
     absent = {"allowed_ptr": lists[0], "offsets_ptr": lists[0], "banned_ptr": lists[1]}
     masks |= {name: None for name, there in absent.items() if not there}
     label = f"{model.name}, {parts} parts{', allowed' * lists[0]}{', banned' * lists[1]}"
+    own = listed_options(panel)
+    listed = more | {"per_target": {target: values | own for target, values in by_target.items()}}
     return [
         _row(_head_kernel, label, model.dtype, head | masks, options, **more),
         _row(_redo_logits_kernel, label, model.dtype, head | masks, options, **more),
-        _row(_token_logits_kernel, f"{model.name}, {parts} parts", model.dtype, head, options, **more),
+        _row(_token_logits_kernel, f"{model.name}, {parts} parts", model.dtype, head, options | own, **listed),
     ]
 
 

@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[2]
 JUDGE = """
 import json, sys
 from spct import Engine, SamplingParams
-from spct_kernels import compile_check, recorded, specialisation
+from spct_kernels import compile_rows, recorded, specialisation
 folder, model = sys.argv[1], json.loads(sys.argv[2])
 shape = specialisation.ModelShape(**{**model, "windows": tuple(model.get("windows", (False,)))})
-rows = {recorded.launch_of(row) for row in compile_check.rows_of(shape)}
+rows = {recorded.launch_of(row) for row in compile_rows.rows_of(shape)}
 SAMPLING = (
     SamplingParams(samples=3, max_tokens=2, seed=7, min_tokens=1),
     SamplingParams(samples=2, max_tokens=2, top_p=0.8, top_k=40),
@@ -71,7 +71,7 @@ def test_the_tokens_of_the_cpu_engine_from_compiled_launches(tmp_path, name):
     assert {"attention", "linear", "head", "decide", "redo_logits", "redo_draw", "final_norm", "rms_norm", "rope_append"} <= set(
         found["kernels"]
     )
-    # The rule that `compile_check` derives a model's rows by knows every launch of the engine.
+    # The rule that `compile_rows` derives a model's rows by knows every launch of the engine.
     assert not found["missing"], "\n".join(found["missing"])
 
 

@@ -31,16 +31,19 @@ def launched_kernels():
 
 def test_every_launched_kernel_has_rows_for_all_targets_and_the_routine_check_covers_them():
     script = (
-        "import json; from spct_kernels import compile_check as c\n"
+        "import json; from spct_kernels import compile_rows as c\n"
+        "from spct_kernels.specialisation import TARGETS\n"
         "found = c.all_specialisations()\n"
         "for one in found:\n"
         "    assert set(one.on('sm_80')[0]) | set(one.signature) == set(one.kernel.arg_names), one.name\n"
-        "    assert set(one.per_target) <= set(c.TARGETS) and set(one.divisible) <= set(one.signature), one.name\n"
-        "    for target in c.TARGETS: assert set(one.on(target)[1]) >= {'num_warps', 'enable_fp_fusion'}, one.name\n"
+        "    assert set(one.per_target) <= set(TARGETS) and set(one.divisible) <= set(one.signature), one.name\n"
+        "    for target in TARGETS: assert set(one.on(target)[1]) >= {'num_warps', 'enable_fp_fusion'}, one.name\n"
         "names = [(one.kernel_name, one.name) for one in found]\n"
         "assert len(set(names)) == len(names), names\n"
         "rows = [(index, target) for index, one in enumerate(found) for target in one.targets]\n"
         "chosen = c.covering(rows, found)\n"
+        "named = {(found[i].kernel_name, t, found[i].name) for i, t in chosen}\n"
+        "assert c.ONCE_SPILLED <= named and len(chosen) == len(set(chosen)), c.ONCE_SPILLED - named\n"
         "types = lambda some: sorted({(found[i].kernel_name, *f) for i, t in some for f in found[i].features(t)})\n"
         "assert types(chosen) == types(rows)\n"
         "for kernel in c.PAIRED:\n"
@@ -63,7 +66,7 @@ def test_every_launched_kernel_has_rows_for_all_targets_and_the_routine_check_co
 def test_constants_that_are_on_or_off_are_covered_in_pairs():
     script = (
         "import dataclasses\n"
-        "from spct_kernels import compile_check as c\n"
+        "from spct_kernels import compile_rows as c\n"
         "base = next(one for one in c.all_specialisations() if one.kernel_name == 'attention' and one.mma)\n"
         "def row(fold, guard):\n"
         "    constants = {**base.constexprs, 'FOLD': fold, 'GUARD': guard}\n"
@@ -90,8 +93,8 @@ def test_rows_compile(arguments):
 
 def test_a_miss_exits_1_and_bad_usage_2():
     script = (
-        "import sys; from spct_kernels import compile_check\n"
-        "row = next(one for one in compile_check.all_specialisations() if one.kernel_name == 'mark')\n"
+        "import sys; from spct_kernels import compile_check, compile_rows\n"
+        "row = next(one for one in compile_rows.all_specialisations() if one.kernel_name == 'mark')\n"
         "import dataclasses\n"
         "print(compile_check.compile_one(dataclasses.replace(row, mma=True), 'sm_90'))\n"
         "sys.exit(compile_check.main(['--kernel', 'nothing of this name']))"

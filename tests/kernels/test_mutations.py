@@ -234,12 +234,12 @@ BUGS = [
     (
         "epsilon outside the root",
         "small norm",
-        "triton_elementwise",
+        "triton_common",
         "tl.sqrt_rn(tl.div_rn(square_sum, width) + eps)",
         "tl.sqrt_rn(tl.div_rn(square_sum, width)) + eps",
     ),
-    ("rotation the other way", "rope", "triton_elementwise", "x2 * cos + x1 * sin", "x2 * cos - x1 * sin"),
-    ("values turned", "rope", "triton_elementwise", "first = tl.where(is_v, x1, x1 * cos - x2 * sin)", "first = x1 * cos - x2 * sin"),
+    ("rotation the other way", "rope", "triton_rope_append", "x2 * cos + x1 * sin", "x2 * cos - x1 * sin"),
+    ("values turned", "rope", "triton_rope_append", "first = tl.where(is_v, x1, x1 * cos - x2 * sin)", "first = x1 * cos - x2 * sin"),
 ]
 
 
