@@ -145,7 +145,7 @@ class _Reading(_Valuing):
     """A form that values a response together with the critique of it, which the critic writes first."""
 
     def __init__(self, model: ValueModel, engine: Engine, max_tokens: int) -> None:
-        self.critiques = critiques = CritiqueStore(None)
+        critiques = CritiqueStore(None)
         super().__init__(SemiScalarForm(model, critiques))
         self.critiques, self._engine, self._max_tokens = critiques, engine, max_tokens
 
