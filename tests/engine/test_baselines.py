@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from command_line import spct, write_rows
-from tiny_model import TEMPLATE, write_tiny_model
+from tiny_judge import ASKS, small, write_base
 
 from spct import CapacityError, CheckpointError, ConfigError, Engine, InputError, Sample, ScoreRequest
 from spct.baselines import text_forms, training
@@ -26,7 +26,6 @@ from spct.training.tasks import draw_items
 from spct.voting.parse import parse_scores
 
 LONG = {"query": "x" * 9000, "responses": ["good", "bad"], "best": 0}
-ASKS = "Specific Criteria, Analysis, Scores \\boxed{}"
 
 
 class Bytes:
@@ -163,11 +162,7 @@ def test_the_report_keeps_single_responses_apart():
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny random judge that takes the project's demonstrations, with room for whole items in bytes."""
-    folder = write_tiny_model(tmp_path_factory.mktemp("base") / "judge")
-    (folder / "judge_template.jinja").write_text(f"{TEMPLATE}\n{ASKS}\n")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
-    return folder
+    return write_base(tmp_path_factory.mktemp("base") / "judge")
 
 
 @pytest.fixture
@@ -185,11 +180,6 @@ class Asked:
 
     def request(self):
         return ScoreRequest("new", self.responses)
-
-
-def small(output, form, base, **settings):
-    defaults = {"steps": 2, "prompts": 2, "workers": 1, "critiqued": 2, "max_tokens": 4, "group": 1, "device": "cpu"}
-    return BaselineConfig(output, form, str(base), **{**defaults, **settings})
 
 
 @pytest.mark.parametrize("form", ["scalar", "pairwise"])

@@ -14,10 +14,7 @@ TOO_LONG = {**QUESTION, "output_2": "no " * 4000}
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny random judge: it writes no scores, so that every sample is invalid."""
-    folder = write_tiny_model(tmp_path_factory.mktemp("benchmarks") / "judge", meta_head=True)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("benchmarks") / "judge", meta_head=True, context=4096)
 
 
 def write(path, rows):
@@ -57,6 +54,19 @@ def test_a_run_is_resumed_and_what_did_not_fit_is_asked_again(model, tmp_path):
     assert sorted(row["status"] for row in read_rows(tmp_path / "out" / "samples.jsonl")) == ["error", "ok"]
     second = json.loads((tmp_path / "out" / "accuracy.json").read_text())
     assert second["benchmarks"] == first["benchmarks"] and second["refused"] == 1
+
+
+def test_another_file_is_not_continued(model, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert evaluate(model, out, write(tmp_path / "natural.json", [QUESTION]), "--no-greedy") == 0
+    content = (out / "samples.jsonl").read_bytes()
+    other = write(tmp_path / "other.json", [{**QUESTION, "input": "Name another."}])
+    assert evaluate(model, out, other, "--no-greedy", "--resume") == 2
+    assert "holds 1 rows, none of them of an item that is asked for; resume with the same data" in capsys.readouterr().err
+    assert (out / "samples.jsonl").read_bytes() == content
+    both = write(tmp_path / "both.json", [QUESTION, {**QUESTION, "input": "Name another."}])
+    assert evaluate(model, out, both, "--no-greedy", "--resume") == 0
+    assert (out / "samples.jsonl").read_bytes().startswith(content) and len(read_rows(out / "samples.jsonl")) == 2
 
 
 def test_nothing_that_fits_is_a_failure(model, tmp_path, capsys):

@@ -17,10 +17,7 @@ FLAGS = ("--samples", "1,2", "--max-tokens", "12", "--limit", "6", "--kv-memory"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny random judge with a meta head and room for whole items in bytes. It writes no scores: every sample is invalid."""
-    folder = write_tiny_model(tmp_path_factory.mktemp("eval") / "judge", meta_head=True)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("eval") / "judge", meta_head=True, context=8192)
 
 
 def evaluate(model, out, *flags):

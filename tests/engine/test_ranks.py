@@ -12,7 +12,7 @@ import several_ranks
 import torch
 from command_line import environment
 from safetensors.torch import load_file
-from tiny_checkpoints import TINY, write_tiny
+from tiny_judge import write_judge, write_labelled
 
 from spct.cli.main import main as spct_main
 from spct.errors import CheckpointError, ConfigError
@@ -38,20 +38,12 @@ SECONDS = ("sampling_s", "training_s", "tokens_per_s", "seconds")
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("judge")
-    (tiny,) = (t for t in TINY if t.name == "llama-tied-mha")
-    write_tiny(folder, tiny)
-    (folder / "judge_template.jinja").write_text("{{ query }}{% for r in responses %}|{{ r }}{% endfor %}")
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(100, 120))}))
-    return folder
+    return write_judge(tmp_path_factory.mktemp("judge"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    rows = [{"query": f"q{i}", "responses": ["a" * (1 + i % 3), "b"], "best": i % 2} for i in range(7)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_labelled(tmp_path_factory.mktemp("data") / "rows.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_checkpoints import TINY, write_tiny
+from tiny_judge import write_judge, write_labelled
 
 from spct.cli.main import main as spct_main
 from spct.errors import BackendError, CapacityError, CheckpointError, ConfigError, InputError
@@ -22,21 +22,9 @@ from spct.training.session import STATE_FILE, Session
 SETTINGS = dict(prompts=3, group=4, max_tokens=10, workers=1, beta=0.0, warmup=0, kv_memory="8MiB", save_every=1e9)
 
 
-def write_judge(folder, name="llama-tied-mha"):
-    (tiny,) = (t for t in TINY if t.name == name)
-    write_tiny(folder, tiny)
-    (folder / "judge_template.jinja").write_text("{{ query }}{% for r in responses %}|{{ r }}{% endfor %}")
-    # So many ends that samples differ in length.
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(100, 120))}))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    rows = [{"query": f"q{i}", "responses": ["a" * (1 + i % 3), "b"], "best": i % 2} for i in range(7)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_labelled(tmp_path_factory.mktemp("data") / "rows.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -52,10 +52,10 @@ def tiny_weights(seed=0, scale=0.3):
     return tensors
 
 
-def write_tiny_model(folder, *, weights=None, meta_head=False, tied=True):
+def write_tiny_model(folder, *, weights=None, meta_head=False, tied=True, context=CONFIG["max_position_embeddings"]):
     """Writes the model as a Hugging Face folder and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "tie_word_embeddings": tied}))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "tie_word_embeddings": tied, "max_position_embeddings": context}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 256}))
     (folder / "judge_template.jinja").write_text(TEMPLATE)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import spct
 from spct.cli.eval_options import parse_ks
@@ -19,7 +20,7 @@ from spct.evaluation.against import Run, against
 from spct.evaluation.arrays import Draws
 from spct.evaluation.coverage import MAX_RESPONSES, EmbeddedCoverage
 from spct.evaluation.intervals import interval, intervals, paired_difference
-from spct.evaluation.plot import draw_plot
+from spct.evaluation.plot import _figure, _title, draw_plot
 from spct.evaluation.position import position_report
 from spct.evaluation.report import accuracy_report, counts, curve_names
 from spct.evaluation.table import table
@@ -205,6 +206,17 @@ def test_equal_reports_give_equal_pictures(tmp_path):
     first, second = (path.read_bytes() for path in drawn)
     assert first == second and first.startswith(b"\x89PNG") and b"tEXtSource\0x" in first
     assert 10_000 < len(first) < 200_000
+
+
+def test_a_single_k_is_drawn_with_its_interval():
+    truths, samples = random_draws(4, 12, 1)
+    report = accuracy_report(truths, samples, (1,), (1, 10))
+    axes = _figure(Figure, report).axes[0]
+    low, high = (100 * bound for bound in report["intervals"]["voting"]["1"])
+    bars = [tuple(bar[:, 1]) for container in axes.containers for bar in container[2][0].get_segments()]
+    assert low < high and any(bar == pytest.approx((low, high)) for bar in bars)
+    title = _title(report)
+    assert title.startswith(f"12 items: {100 * report['voting']['1']:.1f}% with one sample, ") and "plain votes" not in title
 
 
 def test_without_matplotlib_nothing_is_drawn(tmp_path, monkeypatch):

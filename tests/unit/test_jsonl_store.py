@@ -76,6 +76,20 @@ def test_overwriting_waits_until_the_run_begins(tmp_path):
     assert out.read_bytes() == lines(row("a"))
 
 
+def test_rows_of_other_items_are_refused_and_left_alone(tmp_path):
+    out = tmp_path / "out.jsonl"
+    content = lines(row("a"), row("b", "error")) + b'{"torn'
+    out.write_bytes(content)
+    with pytest.raises(ConfigError, match="holds 2 rows, none of them of an item that is asked for"):
+        resume(out, asked={"c"}, retry_errors=True)
+    assert out.read_bytes() == content
+    with resume(out, asked={"b", "c"}, retry_errors=True) as store:
+        assert store.done == {"a"}
+    out.write_bytes(b"")
+    with resume(out, asked={"c"}) as store:
+        assert store.done == set()
+
+
 WHOLE = lines(row("a"), row("b", "error"))
 LAST = lines(row("c", text="äöü 漢字 \U0001f600"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from spct.baselines.value_model import alone
@@ -11,7 +11,12 @@ from spct.engine import Engine
 from spct.errors import CapacityError, InputError
 from spct.types import SamplingParams, ScoreRequest, VotingParams
 
-_GREEDY = VotingParams(filter="none", orders="given")
+CRITIQUE_VOTING = VotingParams(filter="none", orders="given")
+
+
+def critique_sampling(max_tokens: int) -> SamplingParams:
+    """One greedy sample."""
+    return SamplingParams(samples=1, temperature=0.0, max_tokens=max_tokens)
 
 
 def without_scores(text: str) -> str:
@@ -20,14 +25,18 @@ def without_scores(text: str) -> str:
     return text if box < 0 else text[: max(0, text.rfind("\n", 0, box))]
 
 
+Keep = Callable[[ScoreRequest, str, int], None]
+
+
 class CritiqueStore:
-    """Critiques by what was judged, in a file that survives a kill.
+    """Critiques by what was judged, in a file that survives a kill, or wherever `keep` puts them.
 
     path  JSON lines; read at the start, appended to
+    keep  called with a request of one response, its critique and the tokens that it took, as each is drawn
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, keep: Keep | None = None) -> None:
+        self.path, self.keep = path, keep
         self._found: dict[str, str] = {}
         self._tokens: dict[str, int] = {}
         self._refused: dict[str, CapacityError] = {}
@@ -37,6 +46,10 @@ class CritiqueStore:
                     row = json.loads(line)
                     self._found[row["key"]], self._tokens[row["key"]] = row["critique"], row.get("tokens", 0)
 
+    def add(self, one: ScoreRequest, critique: str, num_tokens: int) -> None:
+        """Take up a critique that was drawn before, of a request of one response."""
+        self._found[_key(one)], self._tokens[_key(one)] = critique, num_tokens
+
     def draw(self, engine: Engine, requests: Iterable[ScoreRequest], max_tokens: int) -> None:
         """Write the critiques that are lacking; what is too long for the judge has none.
 
@@ -44,10 +57,10 @@ class CritiqueStore:
         """
         lacking = {_key(one): one for request in requests for one in alone(request) if _key(one) not in self._found}
         keys = list(lacking)
-        sampling = SamplingParams(samples=1, temperature=0.0, max_tokens=max_tokens)
+        sampling = critique_sampling(max_tokens)
         file = None if self.path is None else self.path.open("a", encoding="utf-8")
         try:
-            for judgement in engine.score_batch(lacking.values(), sampling=sampling, voting=_GREEDY):
+            for judgement in engine.score_batch(lacking.values(), sampling=sampling, voting=CRITIQUE_VOTING):
                 if isinstance(judgement.error, CapacityError):
                     self._refused[keys[judgement.index]] = judgement.error
                     continue
@@ -55,9 +68,11 @@ class CritiqueStore:
                     raise judgement.error
                 key, (sample,) = keys[judgement.index], judgement.samples
                 critique = without_scores(sample.text)
-                self._found[key], self._tokens[key] = critique, sample.num_tokens
+                self.add(lacking[key], critique, sample.num_tokens)
                 if file is not None:
                     file.write(json.dumps({"key": key, "critique": critique, "tokens": sample.num_tokens}) + "\n")
+                if self.keep is not None:
+                    self.keep(lacking[key], critique, sample.num_tokens)
         finally:
             if file is not None:
                 file.close()

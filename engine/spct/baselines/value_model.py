@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor, nn
 
+import spct
 from spct.errors import CapacityError
 from spct.prompting import JudgePrompt
 from spct.training.folder import copy_text_side
@@ -48,6 +52,21 @@ class ValueModel:
         limit = getattr(self._scorer.model.config, "max_position_embeddings", None)
         if limit is not None and longest > limit:
             raise CapacityError(f"text: expected at most {limit} tokens, the model's context, got {longest}; leave this item out")
+
+    def fingerprints(self) -> dict[str, str]:
+        """Short hashes of all that decides a value besides its text: weights, tokenizer, template, numerics and versions."""
+        weights = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.state().items()):
+            weights.update(name.encode() + tensor.contiguous().cpu().numpy().tobytes())
+        tokenizer, template = self.prompt.digest
+        parts = {
+            "weights": (weights.hexdigest(), (self.source / "config.json").read_bytes()),
+            "tokenizer": tokenizer,
+            "template": template,
+            "numerics": (self._scorer.device.type, self._scorer.is_packed, torch.get_num_threads()),
+            "versions": (spct.__version__, torch.__version__, transformers.__version__, platform.machine()),
+        }
+        return {name: hashlib.blake2b(repr(part).encode(), digest_size=6).hexdigest() for name, part in parts.items()}
 
     def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """List the parameters of body and head."""

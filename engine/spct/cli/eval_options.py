@@ -46,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="write accuracy.json, accuracy.png and samples.jsonl (what was drawn) there"
     )
-    group.add_argument("--resume", action="store_true", help="continue DIR: keep the samples that it holds")
+    group.add_argument("--resume", action="store_true", help="continue DIR: keep what it holds of the same model, settings and data")
     group.add_argument("--overwrite", action="store_true", help="replace the samples in DIR")
     group.add_argument(
         "--against", type=Path, metavar="DIR", help="folder of an earlier run on the same items: also report the paired differences from it"

@@ -6,12 +6,10 @@ import importlib
 import json
 import platform
 import tempfile
-import time
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,53 +19,23 @@ import torch
 import spct
 from spct.baselines.sidecar import read_form
 from spct.cli import options
-from spct.cli.console import ProgressBar, note, waiting
+from spct.cli.console import note, waiting
 from spct.cli.eval_data import EvalData, read_data
 from spct.cli.eval_options import parse_ks
+from spct.cli.eval_samples import SAMPLES, Drawn, begin, check_judged, fill, read_drawn
 from spct.cli.exit_codes import EXIT_INTERRUPTED, EXIT_OK
-from spct.cli.jsonl import row_key
-from spct.cli.rows import drawn_row, run_parts
+from spct.cli.rows import run_parts
 from spct.cli.store import Mode, OutputStore
 from spct.config import EngineConfig
 from spct.engine import Engine
-from spct.errors import CapacityError, ConfigError
-from spct.evaluation.accuracy import DrawnSample
+from spct.errors import ConfigError
 from spct.evaluation.against import Run, against
 from spct.evaluation.benchmark_table import benchmark_table
 from spct.evaluation.judging import Pass, Question, judge_items, passes, voting_of
 from spct.evaluation.plot import draw_plot
 from spct.evaluation.report import accuracy_report, counts
 from spct.evaluation.table import table
-from spct.types import SamplingParams
-
-SAMPLES = "samples.jsonl"
-
-
-class _DrawnRow(msgspec.Struct):
-    """What a report needs of a row of `samples.jsonl`; `seconds`: wall time since the row before, in the same run."""
-
-    key: str
-    samples: list[DrawnSample]
-    seconds: float
-    error: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """What was drawn: for each pass and item its samples, the wall time of the first pass, and why items were not judged.
-
-    lacking  for each pass, how many items have no row at all
-    """
-
-    by_pass: Sequence[Sequence[Sequence[DrawnSample]]]
-    seconds: float
-    refusals: Sequence[str]
-    lacking: Sequence[int]
-
-    @property
-    def run(self) -> Run:
-        """The samples that vote, and the greedy ones where they were drawn."""
-        return Run(self.by_pass[0], self.by_pass[1] if len(self.by_pass) > 1 and not self.lacking[1] else None)
+from spct.types import Judgement, SamplingParams
 
 
 def main(args: Namespace) -> int:
@@ -89,19 +57,13 @@ def main(args: Namespace) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         if args.dry_run:
             report = counts(data.truths)
-        elif (form := None if args.model == "embedded" else read_form(Path(args.model))) is not None:
-            return _evaluate_baseline(args, form, data)
         else:
             samples = (folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))) / SAMPLES
-            ways = passes(sampling, greedy=args.greedy)
-            earlier = None if args.against is None else _earlier(args.against, data.items, ways, ks)
-            score_range = _draw(args, data.items, ways, samples)
-            if score_range is None:
+            form = None if args.model == "embedded" else read_form(Path(args.model))
+            found = _baseline(args, form, data, samples) if form is not None else _judge(args, sampling, ks, data, samples)
+            if found is None:
                 return EXIT_INTERRUPTED
-            drawn = _read(samples, data.items, ways)
-            report = {**_report(data, drawn, ks, score_range), "settings": _settings(args, data)}
-            if earlier is not None:
-                report["against"] = {"run": args.against.name, **against(data.truths, drawn.run, earlier, ks, score_range)}
+            report = found
         if folder is not None:
             write_text(folder / "accuracy.json", json.dumps(report, indent=1) + "\n")
             if not args.dry_run and not draw_plot(report, folder / "accuracy.png"):
@@ -110,27 +72,41 @@ def main(args: Namespace) -> int:
     return EXIT_OK
 
 
-def _evaluate_baseline(args: Namespace, form: str, data: EvalData) -> int:
-    """A model that says of itself that it is no ordinary judge. Raises: ConfigError if what it needs is not installed."""
+def _baseline(args: Namespace, form: str, data: EvalData, samples: Path) -> dict[str, Any] | None:
+    """The report of a model that says of itself that it is no ordinary judge; None if interrupted.
+
+    Raises: ConfigError if what it needs is not installed.
+    """
     try:
         module = importlib.import_module("spct.cli.eval_baseline")
     except ModuleNotFoundError as error:
         raise ConfigError(f"eval: {args.model} needs the package {error.name!r}; install the extra spct[train]") from None
-    report = module.evaluate_baseline(args, form, data)
-    if args.output is not None:
-        write_text(args.output / "accuracy.json", json.dumps(report, indent=1) + "\n")
-    return EXIT_OK
+    report: dict[str, Any] | None = module.evaluate_baseline(args, form, data, samples, _mode(args))
+    return report
 
 
-def _report(data: EvalData, drawn: _Drawn, ks: Sequence[int], score_range: tuple[int, int]) -> dict[str, Any]:
+def _judge(args: Namespace, sampling: SamplingParams, ks: Sequence[int], data: EvalData, samples: Path) -> dict[str, Any] | None:
+    """The report of a judge; None if interrupted."""
+    ways = passes(sampling, greedy=args.greedy)
+    earlier = None if args.against is None else _earlier(args.against, data.items, ways, ks)
+    score_range = _draw(args, data.items, ways, samples)
+    if score_range is None:
+        return None
+    drawn = read_drawn(samples, data.items, ways)
+    report = {**_report(data, drawn, ks, score_range), "settings": _settings(args, data)}
+    if earlier is not None:
+        report["against"] = {"run": args.against.name, **against(data.truths, _run(drawn), earlier, ks, score_range)}
+    return report
+
+
+def _report(data: EvalData, drawn: Drawn, ks: Sequence[int], score_range: tuple[int, int]) -> dict[str, Any]:
     """Everything that can be said of what was drawn."""
-    if len(drawn.refusals) == len(data.items):
-        raise CapacityError(f"eval: none of the {len(data.items)} items could be judged; the first: {drawn.refusals[0]}")
+    check_judged(drawn, len(data.items))
     if drawn.refusals:
         note(
             f"{len(drawn.refusals)} of {len(data.items)} items were not judged and count as without a vote; the first: {drawn.refusals[0]}"
         )
-    run = drawn.run
+    run = _run(drawn)
     general = accuracy_report(data.truths, run.sampled, ks, score_range, greedy=run.greedy, seconds=drawn.seconds)
     return {**general, "refused": len(drawn.refusals), **data.own_metrics(run.sampled, ks, score_range)}
 
@@ -140,7 +116,7 @@ def _earlier(folder: Path, items: Sequence[Question], ways: Sequence[Pass], ks: 
     if not (folder / SAMPLES).is_file():
         raise ConfigError(f"--against: expected the folder of an earlier `spct eval -o`, got {folder}, which holds no {SAMPLES}")
     try:
-        drawn = _read(folder / SAMPLES, items, ways)
+        drawn = read_drawn(folder / SAMPLES, items, ways)
     except msgspec.DecodeError as error:
         raise ConfigError(f"--against: {folder / SAMPLES} can't be read ({error}); finish that run with --resume") from None
     if drawn.lacking[0]:
@@ -148,57 +124,38 @@ def _earlier(folder: Path, items: Sequence[Question], ways: Sequence[Pass], ks: 
             f"--against: expected samples of the same {len(items)} items, {folder} lacks {drawn.lacking[0]} of them; "
             "run both with the same data, --limit and --data-seed"
         )
-    fewest = min(map(len, drawn.run.sampled))
+    run = _run(drawn)
+    fewest = min(map(len, run.sampled))
     if ks[0] > fewest:
         raise ConfigError(f"--against: {folder} has {fewest} samples of every item; expected a number of --samples up to that, got {ks[0]}")
-    return drawn.run
+    return run
+
+
+def _run(drawn: Drawn) -> Run:
+    """The samples that vote, and the greedy ones where they were drawn."""
+    return Run(drawn.by_pass[0], drawn.by_pass[1] if len(drawn.by_pass) > 1 and not drawn.lacking[1] else None)
 
 
 def _draw(args: Namespace, items: Sequence[Question], ways: Sequence[Pass], samples: Path) -> tuple[int, int] | None:
     """Draws what `samples` does not hold yet. Returns the template's score range; None if interrupted."""
-    mode: Mode = "resume" if args.resume else "overwrite" if args.overwrite else "new"
-    with OutputStore.open(str(samples), mode) as store:
+    with OutputStore.open(str(samples), _mode(args)) as store:
         with waiting("loading"):
             engine = Engine.from_pretrained(args.model, **options.engine_options(args))
         with engine:
             run = _run_of(engine, ways)
-            # What did not fit is asked again: memory and context may have grown, and a refusal costs nothing.
-            store.begin(run, retry_errors=True)
-            drawing = _Drawing(store, run)
-            try:
-                with ProgressBar("judging", len(items) * len(ways)) as bar:
-                    for way in ways:
-                        drawing.draw(engine, items, way, bar.advance)
-                    store.commit()
-            except KeyboardInterrupt:
-                note(f"interrupted; {drawing.num_drawn} items drawn, {drawing.num_kept} were there; the samples stand, --resume continues")
-                return None
-            return engine.prompt.score_range(2)
+            begin(store, run, items, ways)
+            judged = [(way, partial(_judged, engine, items, way)) for way in ways]
+            return engine.prompt.score_range(2) if fill(store, run, items, judged, "judging") else None
 
 
-@dataclass(slots=True)
-class _Drawing:
-    """Judges items and writes a row for each as it finishes; items that OUT holds are skipped."""
+def _judged(engine: Engine, items: Sequence[Question], way: Pass, places: Sequence[int]) -> Iterator[tuple[int, Judgement]]:
+    """What the engine judges of the items at `places`, as they end."""
+    for judgement in judge_items(engine, [items[i] for i in places], way):
+        yield places[judgement.index], judgement
 
-    store: OutputStore
-    run: Mapping[str, str]
-    num_drawn: int = 0
-    num_kept: int = 0
 
-    def draw(self, engine: Engine, items: Sequence[Question], way: Pass, advance: Callable[[str], None]) -> None:
-        keys = _keys(items, way)
-        lacking = [i for i, key in enumerate(keys) if key not in self.store.done]
-        self.num_kept += len(items) - len(lacking)
-        for _ in range(len(items) - len(lacking)):
-            advance(way.name)
-        last = time.monotonic()
-        for judgement in judge_items(engine, [items[i] for i in lacking], way):
-            now = time.monotonic()
-            key = keys[lacking[judgement.index]]
-            self.store.append(drawn_row(key, way.name, judgement, self.run, now - last))
-            self.num_drawn += 1
-            advance(way.name)
-            last = now
+def _mode(args: Namespace) -> Mode:
+    return "resume" if args.resume else "overwrite" if args.overwrite else "new"
 
 
 def _run_of(engine: Engine, ways: Sequence[Pass]) -> dict[str, str]:
@@ -206,38 +163,6 @@ def _run_of(engine: Engine, ways: Sequence[Pass]) -> dict[str, str]:
     voting = voting_of(engine)
     first, *others = [engine.fingerprints(way.sampling, voting) for way in ways]
     return run_parts({**first, "greedy": "-".join(other["sampling"] for other in others)}, "eval")
-
-
-def _keys(items: Sequence[Question], way: Pass) -> list[str]:
-    """The key of every item's row: a hash of what is asked, and how many equal items came before."""
-    seen: Counter[str] = Counter()
-    keys = []
-    for item in items:
-        key = row_key(way.request(item))
-        keys.append(f"{way.name}-{row_key(way.request(item), seen[key])}")
-        seen[key] += 1
-    return keys
-
-
-def _read(samples: Path, items: Sequence[Question], ways: Sequence[Pass]) -> _Drawn:
-    """The samples of every pass, in the order of the items; those of an item that was not judged have no scores."""
-    decoder = msgspec.json.Decoder(_DrawnRow)
-    places = {key: (p, i) for p, way in enumerate(ways) for i, key in enumerate(_keys(items, way))}
-    found = [[way.unread(item) for item in items] for way in ways]
-    seconds, refusals = 0.0, []
-    lacking = dict.fromkeys(places)
-    with samples.open("rb") as file:
-        for line in file:
-            row = decoder.decode(line)
-            if row.key not in places:
-                continue
-            number, index = places[row.key]
-            lacking.pop(row.key, None)
-            found[number][index] = row.samples or found[number][index]
-            if number == 0:
-                seconds += row.seconds
-                refusals += [row.error.get("message", "")] if row.error is not None else []
-    return _Drawn(found, seconds, refusals, [sum(places[key][0] == number for key in lacking) for number in range(len(ways))])
 
 
 def _settings(args: Namespace, data: EvalData) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -99,22 +99,34 @@ def error_row(row: InputRow, error: SpctError, run: Mapping[str, str]) -> bytes:
     )
 
 
-def drawn_row(key: str, name: str, judgement: Judgement, run: Mapping[str, str], seconds: float) -> bytes:
+class Outcome(Protocol):
+    """What an evaluation writes of an item: a judgement, or a verdict of a baseline."""
+
+    @property
+    def samples(self) -> Sequence[Any]:
+        """What was drawn: samples of the engine, or what an evaluation keeps of them."""
+
+    @property
+    def error(self) -> SpctError | None:
+        """Why the item was not judged."""
+
+
+def drawn_row(key: str, name: str, outcome: Outcome, run: Mapping[str, str], seconds: float) -> bytes:
     """The row of an evaluation: the samples of one item, or the error for which it was not judged.
 
     name     which of the evaluation's passes drew them
     seconds  wall time since the row before
     """
     fields = ("scores", "status", "expected", "meta_score", "logprob", "order", "num_tokens")
+    error = outcome.error
     return msgspec.json.encode(
         {
             "key": key,
             "pass": name,
-            "status": "ok" if judgement.error is None else "error",
-            "samples": [{field: getattr(sample, field) for field in fields} for sample in judgement.samples],
-            "usage": judgement.usage,
-            "timings": judgement.timings,
-            "error": None if judgement.error is None else {"type": type(judgement.error).__name__, "message": str(judgement.error)},
+            "status": "ok" if error is None else "error",
+            "samples": [{field: getattr(s, field) for field in fields if hasattr(s, field)} for s in outcome.samples],
+            **({"usage": outcome.usage, "timings": outcome.timings} if isinstance(outcome, Judgement) else {}),
+            "error": None if error is None else {"type": type(error).__name__, "message": str(error)},
             "seconds": round(seconds, 6),
             "run": run,
         }

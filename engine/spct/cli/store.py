@@ -11,7 +11,7 @@ import fcntl
 import os
 import select
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import BinaryIO, Literal, Self
 
 import msgspec
@@ -77,10 +77,11 @@ class OutputStore:
         """Whether the open file `other` is this one."""
         return self._is_file and os.path.samestat(os.fstat(self._file), os.fstat(other))
 
-    def begin(self, run: Mapping[str, str], *, retry_errors: bool = False) -> None:
+    def begin(self, run: Mapping[str, str], *, retry_errors: bool = False, asked: Container[str] | None = None) -> None:
         """Makes the file ready for more rows of `run`: reads the rows that are there, then mends a torn last line.
 
         With `retry_errors` the error rows go, in one step (new file, fsync, rename), so that they are judged again.
+        With `asked`, the keys of what this run asks for, a file with rows has to hold one of them: else it is about other items.
         Raises: ConfigError, before anything is changed, if the file holds something else or rows of another run.
         """
         if not self._is_file:
@@ -88,7 +89,7 @@ class OutputStore:
         if self._mode != "resume":
             os.ftruncate(self._file, 0)
             return
-        self._end, newline_missing = self._scan(run, retry_errors)
+        self._end, newline_missing = self._scan(run, retry_errors, asked)
         os.ftruncate(self._file, self._end)
         if newline_missing:
             self._write(b"\n")
@@ -145,9 +146,10 @@ class OutputStore:
             view = view[count:]
         self._end += len(data)
 
-    def _scan(self, run: Mapping[str, str], retry_errors: bool) -> tuple[int, bool]:
+    def _scan(self, run: Mapping[str, str], retry_errors: bool, asked: Container[str] | None) -> tuple[int, bool]:
         """Reads the rows: (end of the last whole one, whether its newline is missing)."""
-        end = 0
+        end = num_rows = num_asked = 0
+        newline_missing = False
         for number, line in enumerate(self._read_lines(), 1):
             row = _decode(line)
             if row is not None:
@@ -155,14 +157,20 @@ class OutputStore:
                 if row.status != "error" or not retry_errors:
                     self.done.add(row.key)
                 self.num_errors += row.status == "error"
+                num_rows += 1
+                num_asked += asked is None or row.key in asked
             elif _is_torn(line):
                 break
             elif line.strip():
                 raise ConfigError(f"{self.path}, line {number}: not a row of spct score; mend the line, or use --overwrite")
             end += len(line)
-            if not line.endswith(b"\n"):
-                return end, True
-        return end, False
+            newline_missing = not line.endswith(b"\n")
+        if num_rows and not num_asked:
+            raise ConfigError(
+                f"--resume: {self.path} holds {num_rows} rows, none of them of an item that is asked for; "
+                "resume with the same data, or write to another folder"
+            )
+        return end, newline_missing
 
     def _check_run(self, row: _Row, run: Mapping[str, str], number: int) -> None:
         parts = [name for name in sorted(set(run) | set(row.run)) if run.get(name) != row.run.get(name)]

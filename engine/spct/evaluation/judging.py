@@ -28,7 +28,7 @@ class Question(Protocol):
 class Pass:
     """One way to sample every item: at the temperature asked for, or greedily.
 
-    name      "sampled" or "greedy"
+    name      "sampled", "greedy", or "values" of a baseline that values text
     sampling  of the engine
     """
 
@@ -38,12 +38,12 @@ class Pass:
     def request(self, item: Question) -> ScoreRequest:
         """The item as this pass asks it: greedily once for each rotation of its responses, since all samples of one order are equal."""
         request = item.request()
-        return request if self.name == "sampled" else replace(request, samples=len(item.responses))
+        return request if self.name != "greedy" else replace(request, samples=len(item.responses))
 
     def unread(self, item: Question) -> list[DrawnSample]:
         """The samples of an item that was not judged: as many as were asked for, without scores, over the rotations of its responses."""
         n = len(item.responses)
-        count = self.sampling.samples if self.name == "sampled" else n
+        count = self.sampling.samples if self.name != "greedy" else n
         return [DrawnSample(None, order=tuple((i + p) % n for p in range(n))) for i in range(count)]
 
 

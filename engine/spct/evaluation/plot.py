@@ -90,8 +90,9 @@ def _figure(figure_class: Any, report: Report) -> Any:
 
 def _title(report: Report) -> str:
     largest = max(report["voting"], key=int)
-    best = f"{100 * report['voting']['1']:.1f}% with one sample, " if "1" in report["voting"] else ""
-    title = f"{report['items']:,} items: {best}{100 * report['voting'][largest]:.1f}% with {largest} plain votes"
+    parts = [f"{100 * report['voting']['1']:.1f}% with one sample"] if "1" in report["voting"] else []
+    parts += [f"{100 * report['voting'][largest]:.1f}% with {largest} plain votes"] if largest != "1" else []
+    title = f"{report['items']:,} items: {', '.join(parts)}"
     if "meta" in report:
         title += f", {100 * report['meta'][largest]:.1f}% with the half of them that the meta RM keeps"
     return title + " (bands: 95% intervals)"
@@ -151,6 +152,10 @@ def _curve(axes: Any, report: Report, style: Style, scale: float = 1.0) -> None:
     ranges = report["intervals"].get(style.name)
     if style.band and ranges is not None:
         low, high = ([100 * ranges[str(k)][side] for k in ks] for side in (0, 1))
+        if len(ks) == 1:
+            # A band of one k has no width, and a logarithmic axis no middle.
+            axes.set_xlim(ks[0] / 2, 2 * ks[0])
+            axes.errorbar(ks, values, [[values[0] - low[0]], [high[0] - values[0]]], color=style.color, linewidth=1.0, capsize=4 * scale)
         axes.fill_between(ks, low, high, color=style.color, alpha=0.13, linewidth=0)
 
 

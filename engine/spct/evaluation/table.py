@@ -27,6 +27,12 @@ def table(report: Mapping[str, Any]) -> str:
     lines += [f"{'tokens per item':<{indent}}" + "".join(f"{report['tokens'][k]:>8.0f}" for k in ks)]
     if "seconds" in report:
         lines.append(f"{'seconds per item':<{indent}}" + "".join(f"{report['seconds'][k]:>8.3f}" for k in ks))
+    if "several" in report:
+        low, high = report["several"]["intervals"]["greedy"]
+        lines += [
+            "",
+            f"greedy, items with several responses: {100 * report['several']['greedy']:.1f}% ({100 * low:.1f} to {100 * high:.1f})",
+        ]
     return "\n".join([*lines, "", *_differences(report)])
 
 
