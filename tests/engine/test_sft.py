@@ -82,7 +82,7 @@ def test_resumed_run_ends_bitwise_like_the_unbroken_one(trained, text_side, tmp_
     metrics = tmp_path / "metrics.jsonl"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
     child = subprocess.Popen([sys.executable, "-c", program], env=environment)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while child.poll() is None and time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") >= 6):
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
