@@ -4,8 +4,8 @@
 
 A baseline is a folder of `spct train baseline`; a judge any model that `spct score` takes ("embedded" too). Every one gives its verdict at
 temperature 0 on the same items of `embedded-test` (the judges, and the one that picks, once for every rotation of the responses, averaged);
-MODEL@K is the vote of K samples at temperature 1 in balanced orders. The table holds items with two responses and more, which every form
-can judge; with one response a form answers good or bad or nothing, and these accuracies stand beside it. Intervals: bootstrap over items;
+MODEL@K is the vote of K samples at temperature 1 in balanced orders, MODEL@K/F that of the share F of them that its meta head ranks
+highest. The table holds items with two responses and more, which every form can judge; with one response a form answers good or bad or nothing, and these accuracies stand beside it. Intervals: bootstrap over items;
 differences from the reference are paired, item by item, that of spreads resample by resample; the spread is the largest accuracy of a
 domain less the smallest, its interval from resampling the items of every domain. `open` is the mean over domains where several wishes are
 weighed, `checkable` over those whose main criterion is an exact result.
@@ -29,7 +29,7 @@ from spct import Engine, SamplingParams
 from spct.baselines.evaluation import SCORE_RANGE, verdicts
 from spct.baselines.sidecar import read_form
 from spct.evaluation import embedded_test
-from spct.evaluation.accuracy import DrawnSample, Truth, item_accuracy
+from spct.evaluation.accuracy import DrawnSample, Truth, item_accuracy, keep_best
 from spct.evaluation.intervals import QUANTILES, RESAMPLES, FloatArray, interval, paired_difference
 from spct.evaluation.judging import drawn, judge_items, passes
 from spct.training.tasks import Item
@@ -44,20 +44,31 @@ def credits_of(name: str, model: str, items: Sequence[Item], truths: Sequence[Tr
         told = json.loads(kept.read_text(encoding="utf-8"))
         if told["items"] == len(items):
             return np.array(told["credits"]), told["tokens"]
-    model, _, votes = model.partition("@")
-    k = int(votes or 1)
+    model, k, share = parsed(model)
     form = None if model == "embedded" else read_form(Path(model))
-    if votes:
+    if k:
         samples, middle = _judged(name, model, items, k)
     elif form is not None:
         samples = verdicts(form, Path(model), items, device="auto", max_tokens=MAX_TOKENS, done=_count(name, len(items)))
         middle = sum(SCORE_RANGE) / 2
     else:
         samples, middle = _judged(name, model, items)
-    credits = [item_accuracy(truth, row, k, middle) for truth, row in zip(truths, samples, strict=True)]
+    k = max(k, 1)
+
+    def vote(block: Sequence[DrawnSample]) -> Sequence[DrawnSample]:
+        return block if share == 1 else keep_best(block, lambda sample: sample.meta_score, share)
+
+    credits = [item_accuracy(truth, row, k, middle, choose=vote) for truth, row in zip(truths, samples, strict=True)]
     tokens = k * float(np.mean([sample.num_tokens for row in samples for sample in row]))
     kept.write_text(json.dumps({"items": len(items), "credits": credits, "tokens": tokens}), encoding="utf-8")
     return np.array(credits), tokens
+
+
+def parsed(model: str) -> tuple[str, int, float]:
+    """Folder, votes (0: greedy) and the share of the samples that vote, of MODEL, MODEL@K or MODEL@K/F."""
+    folder, _, rule = model.partition("@")
+    votes, _, share = rule.partition("/")
+    return folder, int(votes or 0), float(share or 1)
 
 
 def _judged(name: str, model: str, items: Sequence[Item], votes: int = 0) -> tuple[list[list[DrawnSample]], float]:

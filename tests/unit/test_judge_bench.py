@@ -73,6 +73,12 @@ def test_the_table_compares_on_items_with_several_responses(baselines):
     assert "| scalar | +25.0 (" in table and "| -50.0 (-50.0 to -50.0) |" in table
 
 
+def test_a_model_is_named_with_its_votes(baselines):
+    assert baselines.parsed("embedded") == ("embedded", 0, 1.0)
+    assert baselines.parsed("folder@8") == ("folder", 8, 1.0)
+    assert baselines.parsed("folder@8/0.5") == ("folder", 8, 0.5)
+
+
 def test_a_curve_is_told_in_quarters(baselines, tmp_path):
     assert baselines.curve(tmp_path) is None
     rows = "".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate([4.0, 2.0, 2.0, 2.0, 1.0, 1.0, 0.5, 0.0]))
