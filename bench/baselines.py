@@ -3,12 +3,13 @@
     python bench/baselines.py --baseline scalar=DIR … --judge "GRM, SFT=DIR" --judge "GRM, 8 votes=DIR@8" … --reference scalar
 
 A baseline is a folder of `spct train baseline`; a judge any model that `spct score` takes ("embedded" too). Every one gives its verdict at
-temperature 0 on the same items of `embedded-test` (the judges, and the one that picks, once for every rotation of the responses, averaged);
-MODEL@K is the vote of K samples at temperature 1 in balanced orders, MODEL@K/F that of the share F of them that its meta head ranks
-highest. The table holds items with two responses and more, which every form can judge; with one response a form answers good or bad or nothing, and these accuracies stand beside it. Intervals: bootstrap over items;
-differences from the reference are paired, item by item, that of spreads resample by resample; the spread is the largest accuracy of a
-domain less the smallest, its interval from resampling the items of every domain. `open` is the mean over domains where several wishes are
-weighed, `checkable` over those whose main criterion is an exact result.
+temperature 0 on the same items of `embedded-test` (the judges, and the one that picks, once for every rotation of the responses,
+averaged); MODEL@K is the vote of K samples at temperature 1 in balanced orders, MODEL@K/F that of the share F of them that its meta head
+ranks highest. The table holds items with two responses and more, which every form can judge; with one response a form answers good or bad
+or nothing, and these accuracies stand beside it. Intervals: bootstrap over items; differences from the reference are paired, item by item,
+that of spreads resample by resample; the spread is the largest accuracy of a domain less the smallest, its interval from resampling the
+items of every domain. `open` is the mean over domains where several wishes are weighed, `checkable` over those whose main criterion is an
+exact result.
 """
 
 from __future__ import annotations
