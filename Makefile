@@ -58,10 +58,10 @@ sanitize: $(VENV)/dev.done
 	$(PY) csrc/test/run.py --sanitizer address --count 200
 	$(PY) csrc/test/run.py --sanitizer thread --count 50
 
-# On another machine: Debian's g++-aarch64-linux-gnu and qemu-user-static. The second CPU has no dot products.
+# Not on an ARM machine itself: Debian's g++-aarch64-linux-gnu and qemu-user-static. The second CPU has no dot products.
 arm: $(VENV)/dev.done
-	$(PY) csrc/test/run.py --machine aarch64 --count 40
-	$(PY) csrc/test/run.py --machine aarch64 --cpu cortex-a53 --count 5
+	$(PY) csrc/test/run.py --machine aarch64 --count 40 --best neondot
+	$(PY) csrc/test/run.py --machine aarch64 --cpu cortex-a53 --count 5 --best neon
 
 compile: $(VENV)/built.done
 	$(PY) -m spct_kernels.compile_check

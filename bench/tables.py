@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from judge_report import baselines_table, best_of_n_table
+from meta_report import meta_forms_table
 from peer_report import peers_table, startup_table
 from published_report import published_table
 
@@ -110,6 +111,7 @@ TABLES = {
     "baselines": baselines_table,
     "stages": stages_table,
     "published-model": published_table,
+    "meta-forms": meta_forms_table,
 }
 
 

@@ -1,5 +1,5 @@
-// Linear layers with a packed weight; see linear/gemm.hpp and linear/int8.hpp for the layouts and the order of
-// summation.
+// Linear layers with a packed weight; see linear/gemm.hpp, linear/int8.hpp and, for bf16 rows with a bf16 weight at the
+// levels that multiply them, linear/bf16.hpp for the layouts and the order of summation.
 #pragma once
 
 #include <cstdint>

@@ -9,23 +9,19 @@
 SPCT_BEGIN_LEVEL
 namespace {
 
-// A task is a block of about so many rows (packed rows that stay in L2: 192 * 1,024 inputs = 768 KiB) times four
-// panels.
-constexpr int64_t kBlockRows = 192;
 // From this many row tiles on, narrower panels are converted once for all of them.
 constexpr int64_t kWideningTiles = 3;
 // Below this many multiplications, waking another thread costs more than it saves.
 constexpr int64_t kSerialProducts = 1 << 16;
 
-// ---- How rows are packed and multiplied with a few panels [count][depth][16]: one class each, with the same members
-// ----
-
-/// fp32 arithmetic.
+/// How rows are packed and multiplied with a few panels [count][depth][16], in fp32. A task is a block of row tiles
+/// times four panels. PairProducts in bf16.hpp has the same members.
 template <class T, class W>
 class WideProducts {
  public:
   typedef float Packed;
   static constexpr int kRows = kMaxRows;
+  static constexpr int64_t kBlockTiles = 16;  // 192 rows of 1,024 inputs at AVX-512: 768 KiB stay in L2
   static int64_t row_length(int64_t depth) { return depth; }
 
   static void pack(const T* x, int64_t rows, int64_t depth, int64_t first, int64_t last, float* packed) {
@@ -55,34 +51,10 @@ class WideProducts {
   int64_t depth_;
 };
 
-#if defined(__AVX512BF16__)
-/// Dot products of bf16 pairs.
-class PairProducts {
- public:
-  typedef Pair Packed;
-  static constexpr int kRows = kPairRows;
-  static int64_t row_length(int64_t depth) { return num_pairs(depth); }
-
-  static void pack(const BFloat16* x, int64_t rows, int64_t depth, int64_t first, int64_t last, Pair* packed) {
-    pack_pair_tiles(x, rows, depth, first, last, packed);
-  }
-
-  PairProducts(const BFloat16* panels, int64_t count, int64_t depth, int64_t) : panels_(panels, count, depth) {}
-
-  void multiply(TileShapes& shapes, const Pair* packed, int64_t rows, int64_t tile, int64_t count, float* out) const {
-    const int64_t begin = tile_begin<kRows>(rows, tile), height = tile_begin<kRows>(rows, tile + 1) - begin;
-    panels_.multiply(shapes, packed + begin * num_pairs(panels_.depth), height, count, out, kTileRow);
-  }
-
- private:
-  PairPanels panels_;
-};
-#endif
-
 template <class T, class W, class Products>
 void run(const LinearArgs& args) {
   constexpr int kRows = Products::kRows;
-  constexpr int64_t kBlockTiles = kBlockRows / kRows;
+  constexpr int64_t kBlockTiles = Products::kBlockTiles;
   const int64_t rows = args.rows, depth = args.inputs, tiles = num_row_tiles<kRows>(rows);
   const int64_t num_panels = (args.outputs + kPanel - 1) / kPanel;
   const W* weight = static_cast<const W*>(args.weight);

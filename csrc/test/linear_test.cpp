@@ -38,7 +38,7 @@ struct Linear {
 };
 
 Linear make(Random& random) {
-  const int64_t rows = awkward(random, 0, 70), inputs = awkward(random, 1, 300), outputs = awkward(random, 1, 200);
+  const int64_t rows = awkward(random, 0, 70), inputs = awkward(random, 0, 300), outputs = awkward(random, 1, 200);
   const DType dtype = any_float(random), weight_dtype = random.chance(0.25) ? DType::kInt8 : any_float(random);
   const int64_t panels = (outputs + kPanelOutputs - 1) / kPanelOutputs;
   Linear made{rows,

@@ -1,7 +1,8 @@
-// kernels_test [--seed N] [--count N] [--first I] [--only NAME] [--levels NAME,…]
+// kernels_test [--seed N] [--count N] [--first I] [--only NAME] [--levels NAME,…] [--best NAME]
 //
 // Runs `count` random configurations of every kernel at every CPU level that the machine (and this build) has, against
-// plain loops in fp64. Exits with 1 at the first difference, and names the flags that run it again.
+// plain loops in fp64. Exits with 1 at the first difference, and names the flags that run it again. `--best` is the
+// level that has to be chosen without being asked for.
 #include <functional>
 #include <string>
 #include <vector>
@@ -30,7 +31,7 @@ constexpr const char* kLevels[kNumLevels] = {"scalar",     "avx2", "avx512", "av
 struct Options {
   uint64_t seed = 0;
   int64_t first = 0, count = 20;
-  std::string only, levels;
+  std::string only, levels, best;
 };
 
 Options parse(int count, char** words) {
@@ -48,6 +49,8 @@ Options parse(int count, char** words) {
       options.only = value;
     } else if (name == "--levels") {
       options.levels = value;
+    } else if (name == "--best") {
+      options.best = value;
     } else {
       fail("usage: unknown flag " + name);
     }
@@ -72,8 +75,14 @@ void run_test(const Test& test, int level, const Options& options) {
 
 int run(const Options& options) {
   int64_t done = 0;
+  const std::string chosen = kLevels[static_cast<int>(active_level())];
+  if (!options.best.empty() && options.best != chosen) fail("chose level " + chosen + ", expected " + options.best);
   for (int level = 0; level < kNumLevels; ++level) {
-    if (!listed(options.levels, kLevels[level]) || !set_level(static_cast<Level>(level))) continue;
+    if (!listed(options.levels, kLevels[level])) continue;
+    if (!set_level(static_cast<Level>(level))) {
+      if (!options.levels.empty()) std::printf("%s: this CPU does not have it\n", kLevels[level]);
+      continue;
+    }
     for (const Test& test : kTests) {
       if (!listed(options.only, test.name)) continue;
       run_test(test, level, options);

@@ -45,9 +45,7 @@ def recipe() -> dict[str, Any]:
 
 
 def emulator(machine: str) -> list[str]:
-    """What runs a program of `machine` here: nothing on such a machine itself, else qemu."""
-    if machine == platform.machine():
-        return []
+    """What runs a program of `machine` on another one: qemu."""
     found = next(filter(None, map(shutil.which, (f"qemu-{machine}-static", f"qemu-{machine}"))), None)
     if found is None:
         sys.exit(f"no emulator for {machine} found: install qemu-user-static, or run this on such a machine")
@@ -63,11 +61,13 @@ def build(made: dict[str, Any], folder: Path, sanitizer: str, all_levels: dict[s
     if sanitizer != "none":
         flags += ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS[sanitizer]]
     commands: list[tuple[Path, list[str]]] = []
+    kernels: dict[Path, str] = {}
     sources = sorted((ROOT / "csrc").rglob("*.cpp"), key=lambda path: (not path.name.endswith(".kernel.cpp"), path))
     for source in [path.relative_to(ROOT) for path in sources if "binding" not in path.parts]:
         if source.name.endswith(".kernel.cpp"):
             for level in levels:
                 target = folder / level / source.with_suffix(".o")
+                kernels[target] = level
                 commands.append((target, [*all_levels[level], f"-DSPCT_LEVEL={level}", str(source)]))
         else:
             commands.append((folder / source.with_suffix(".o"), [f"-I{ROOT / 'csrc/test'}", str(source)]))
@@ -85,8 +85,10 @@ def build(made: dict[str, Any], folder: Path, sanitizer: str, all_levels: dict[s
     # The dispatch names every level; those left out stay unresolved, and the test never switches to them.
     partial = [] if set(levels) == set(all_levels) else ["-no-pie", "-Wl,--unresolved-symbols=ignore-in-object-files"]
     program = folder / "kernels_test"
-    # Static without a sanitizer: an emulator needs no libraries of the other machine.
-    linking = SANITIZERS[sanitizer] if sanitizer != "none" else ["-static"]
+    if sanitizer == "none":  # what a sanitizer adds is shared by all levels
+        made["check_namespaces"](kernels)
+    # Static for an emulator, which then needs no libraries of the other machine.
+    linking = ["-static"] if folder.name not in SANITIZERS else SANITIZERS[sanitizer]
     made["run"]([*cxx, *linking, *partial, *(str(target) for target, _ in commands), "-pthread", "-o", str(program)])
     return program
 
@@ -96,15 +98,19 @@ def main() -> int:
     made = recipe()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sanitizer", choices=SANITIZERS, help="address (default; with undefined behaviour), thread or none")
-    parser.add_argument("--machine", default=platform.machine(), help="architecture to build for (this one)")
+    here = {"arm64": "aarch64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
+    parser.add_argument("--machine", default=here, help="architecture to build for (this one)")
     parser.add_argument("--cpu", help="of the emulator: a model that qemu knows (its own: all features)")
+    parser.add_argument("--best", help="level that the CPU has to choose by itself")
     parser.add_argument("--levels", help="CPU levels to build and run (all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=20, help="random configurations of every kernel and level")
     parser.add_argument("--only", default="", help="one kernel's name")
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("MAX_JOBS", os.cpu_count() or 1)))
     args = parser.parse_args()
-    foreign = args.machine != platform.machine()
+    foreign = args.machine != here
+    if args.cpu and not foreign:
+        parser.error(f"--cpu: expected another machine than this one, {here}; it is the emulator's")
     sanitizer = args.sanitizer or ("none" if foreign else "address")
     if foreign and sanitizer != "none":
         parser.error(f"--sanitizer: expected none with --machine {args.machine}, which runs under an emulator, got {sanitizer}")
@@ -112,7 +118,7 @@ def main() -> int:
     levels = args.levels.split(",") if args.levels else list(all_levels)
     if unknown := set(levels) - set(all_levels):
         parser.error(f"--levels: expected some of {', '.join(all_levels)}, got {', '.join(sorted(unknown))}")
-    runner = emulator(args.machine) + (["-cpu", args.cpu] if foreign and args.cpu else [])
+    runner = [*emulator(args.machine), *(["-cpu", args.cpu] if args.cpu else [])] if foreign else []
     if foreign:
         os.environ.setdefault("CXX", f"{args.machine}-linux-gnu-g++")
     start = time.monotonic()
@@ -121,6 +127,7 @@ def main() -> int:
     built = time.monotonic()
     command = [*runner, str(program), "--levels", ",".join(levels), "--seed", str(args.seed), "--count", str(args.count)]
     command += ["--only", args.only] if args.only else []
+    command += ["--best", args.best] if args.best else []
     print(shlex.join(command), flush=True)
     code = subprocess.run(command, env={**ENVIRONMENT, **os.environ}).returncode
     print(f"{folder.name}: built in {built - start:.0f} s, ran {time.monotonic() - built:.0f} s, exit {code}")

@@ -106,17 +106,22 @@ def test_16_bit_conversions_are_exact_at_every_level(name, dtype, level):
 @pytest.mark.parametrize("name", LEVELS)
 def test_a_row_keeps_its_bits_at_every_level(name, level):
     level(name)
-    weight = spct_kernels.pack(torch.randn(40, 131), "bf16")
+    plain = torch.randn(40, 131)
+    weight = spct_kernels.pack(plain, "bf16")
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(51, 131).to(dtype)
         together = spct_kernels.linear(x, weight)
         for row in range(51):
             assert torch.equal(spct_kernels.linear(x[row : row + 1], weight)[0], together[row])
-        # What is wrong with a row or an output stays there, padding included.
+        # What is wrong with a row or an output stays there, beside padding too.
         x[7, 130], x[20] = torch.nan, torch.inf
-        changed = spct_kernels.linear(x, weight)
-        assert not changed[[7, 20]].isfinite().any()
-        assert torch.equal(changed[[r for r in range(51) if r not in (7, 20)]], together[[r for r in range(51) if r not in (7, 20)]])
+        wrong = plain.clone()
+        wrong[5, 0], wrong[39, 130] = torch.inf, torch.nan
+        changed = spct_kernels.linear(x, spct_kernels.pack(wrong, "bf16"))
+        assert not changed[[7, 20]].isfinite().any() and not changed[:, [5, 39]].isfinite().any()
+        rows, outputs = torch.ones(51, dtype=torch.bool), torch.ones(40, dtype=torch.bool)
+        rows[[7, 20]], outputs[[5, 39]] = False, False
+        assert torch.equal(changed[rows][:, outputs], together[rows][:, outputs])
     inputs = make_inputs(decode_tree(70, tuple(range(1, 20))), (6, 2, 32, 32), torch.float32, torch.Generator().manual_seed(0))
     together = spct_kernels.shared_prefix_attention(**inputs)
     plan, offset = inputs["plan"], inputs["plan"].nodes[0].tolist()

@@ -35,11 +35,11 @@ def test_packing_keeps_the_rounded_weight(scheme, shape):
         assert torch.equal(packed.rows(ids), stored[ids])
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("scheme", "dtype"), [*((scheme, torch.float32) for scheme in SCHEMES), ("bf16", torch.bfloat16)])
 @pytest.mark.parametrize("shape", [(1, 1), (37, 131)])
-def test_a_row_has_the_same_bits_whatever_is_beside_it(scheme, shape, threads):
+def test_a_row_has_the_same_bits_whatever_is_beside_it(scheme, dtype, shape, threads):
     outputs, inputs = shape
-    weight, bias, x = pack(random(outputs, inputs), scheme), random(outputs, seed=1), random(300, inputs, seed=2)
+    weight, bias, x = pack(random(outputs, inputs), scheme), random(outputs, seed=1), random(300, inputs, seed=2).to(dtype)
     threads(1)
     alone = torch.cat([linear(x[row : row + 1], weight, bias) for row in range(300)])
     some = (1, 2, 11, 12, 13, 24, 25, 31, 47, 64, 97, 192, 193, 299, 300)
