@@ -38,7 +38,8 @@ def meta_forms_table(told: dict[str, Any]) -> str:
         "",
         f"{fused['items']} held-out items, {told['votes']} samples each; {fused['mixed_items']} items have right and wrong ones, which "
         f"the mean log-probability ranks at {fused['logprob_auc_within']:.3f} within items. Accuracy in %, 95% intervals (bootstrap over "
-        f"items); differences in points on the same samples. Costs: {told['cost']['judge']['generated_tokens']:,.0f} tokens written, the three in turn.",
+        f"items); differences in points on the same samples. Costs: "
+        f"{told['cost']['judge']['generated_tokens']:,.0f} tokens written, the three in turn.",
         f"{note['date']}, {note['machine']}: `{note['command']}`.",
     ]
     return "\n".join(lines) + "\n"
