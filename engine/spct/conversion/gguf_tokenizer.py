@@ -8,14 +8,12 @@ model was trained on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 
+from spct.checkpoint.quiet import quiet_transformers
 from spct.conversion.gguf_file import EMBEDDING, EXTRA, GGUFFile
 from spct.errors import CheckpointError, ConfigError
 
@@ -106,7 +104,7 @@ def _rebuild(path: Path) -> Tokenizer:
     except ImportError:
         raise ConfigError(f"the tokenizer of a GGUF file is rebuilt by transformers, which is not installed; {EXTRA}") from None
     whole = path.resolve()
-    with _quiet():
+    with quiet_transformers():
         try:
             rebuilt = PreTrainedTokenizerFast.from_pretrained(str(whole.parent), gguf_file=whole.name, local_files_only=True)
         except Exception as error:  # whatever the rebuilding met in a vocabulary that it wasn't made for
@@ -163,20 +161,3 @@ def _set_words(tokenizer: Tokenizer, words: Words) -> None:
         steps.append(pre_tokenizers.Split(Regex(words.rule), behavior="isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words.rule is None))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the library's progress and warnings off the terminal while the body runs."""
-    from transformers import utils
-
-    logging: Any = utils.logging  # its functions are untyped
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()

@@ -20,7 +20,6 @@ from threading import Event, Thread
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from transformers.utils.logging import disable_progress_bar
 
 from spct.errors import BackendError, ConfigError, SpctError
 from spct.training.ranks import LostRankError, Ranks, acting_as, current
@@ -42,8 +41,6 @@ def join() -> Iterator[Ranks]:
         yield current()
         return
     ranks, store = _connect(size)
-    if not ranks.is_first:
-        disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
     alarm = _Alarm(ranks, store)
     with acting_as(ranks):
         try:

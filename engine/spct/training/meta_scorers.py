@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from spct.checkpoint.quiet import quiet_transformers
 from spct.errors import CheckpointError
 from spct.meta import TEMPLATE_FILE, MetaPrompt
 from spct.models.head import Pooling
@@ -156,9 +157,10 @@ class ScalarScorer:
     def __init__(self, source: Path, device: torch.device) -> None:
         self.source, self.device = source, device
         try:
-            self.model, told = AutoModelForSequenceClassification.from_pretrained(
-                source, num_labels=1, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
+            with quiet_transformers():
+                self.model, told = AutoModelForSequenceClassification.from_pretrained(
+                    source, num_labels=1, dtype=torch.float32, local_files_only=True, output_loading_info=True
+                )
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{source}: transformers can't load this as a scalar model: {str(error).splitlines()[0]}") from None
         if "score.weight" in told["missing_keys"]:

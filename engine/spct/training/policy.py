@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
+from spct.checkpoint.quiet import quiet_transformers
 from spct.errors import CheckpointError, ConfigError
 from spct.training import lora
 from spct.training.packed_model import ATTENTION
@@ -202,7 +203,8 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     if not folder.is_dir():
         raise ConfigError(f"model {str(folder)!r}: no such folder")
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        with quiet_transformers():
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: transformers can't load this model: {str(error).splitlines()[0]}") from None
     # In evaluation mode: no family needs dropout here, and what the sampler saw had none.
