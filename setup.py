@@ -50,7 +50,7 @@ def levels_of(machine: str) -> dict[str, list[str]]:
         levels["amx"] = [*levels["avx512bf16"], "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
     elif machine.lower() in ("aarch64", "arm64"):
         levels["neon"] = ["-DSPCT_NEON"]
-        levels["neondot"] = [*levels["neon"], "-march=armv8-a+dotprod"]
+        levels["neondot"] = [*levels["neon"], "-march=armv8.2-a+dotprod"]  # GCC 12 has the intrinsics from 8.2 on
     return levels
 
 
