@@ -1,6 +1,7 @@
 """A published checkpoint, SmolLM2-135M-Instruct, against transformers (eager, fp32): `make real` writes the folder and runs this."""
 
 import itertools
+import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,6 +81,23 @@ def test_logits_are_those_of_transformers(engine, reference, tokenizer, name):
 def greedy_prompts(tokenizer):
     texts = [f"{text}\n\n{question}" for text, question in zip([*PASSAGES.values(), joined("bread", "lighthouse")], QUESTIONS, strict=True)]
     return [chat(tokenizer, text) for text in [*texts, *QUESTIONS]]
+
+
+@pytest.mark.parametrize(("form", "gap", "share"), [("f32", TIE, 0.998), ("q4_1", 0.25, 0.96)])
+def test_greedy_text_of_llama_cpp_is_that_of_the_engine(engine, tokenizer, form, gap, share):
+    """Fed llama.cpp's text from the same file, the engine picks its tokens, but for near ties.
+
+    As fp32 the weights are the same numbers on both sides; from the published file llama.cpp rounds activations to 8 bits as well.
+    """
+    texts = json.loads((Path(__file__).parent / "llama_cpp_greedy.json").read_text(encoding="utf-8"))[form]
+    behind, total = [], 0
+    for prompt, ids in zip(greedy_prompts(tokenizer), texts, strict=True):
+        logits = engine.logits(prompt + ids)[len(prompt) - 1 : -1]
+        chosen = logits[torch.arange(len(ids)), torch.tensor(ids)]
+        behind += [g for g in (logits.max(dim=1).values - chosen).tolist() if g > 0]
+        total += len(ids)
+    assert total >= 1000 and max(behind, default=0.0) <= gap, behind
+    assert len(behind) <= (1 - share) * total, (len(behind), total)
 
 
 def test_greedy_text_is_that_of_transformers(engine, reference, tokenizer):
