@@ -12,7 +12,7 @@ NATIVE := $(shell find csrc -type f) setup.py
 
 help:
 	@echo "make demo    judge examples/requests.jsonl with the embedded model"
-	@echo "make test    lint, types and tests (under 10 minutes on 2 cores)"
+	@echo "make test    lint, types and tests (13 to 16 minutes on 2 shared cores)"
 	@echo "make real    the same against a published checkpoint, SmolLM2-135M-Instruct"
 	@echo "make sanitize  the C++ kernels under ASan, UBSan and TSan, without Python"
 	@echo "make arm     the C++ kernels of 64-bit ARM, under an emulator on other machines"

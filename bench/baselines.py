@@ -197,7 +197,10 @@ def main() -> int:
         if (trained := curve(Path(model))) is not None:
             told["models"][name]["training"] = trained
     date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    shown = " ".join(f"--judge '{name}={Path(model).name}'" for name, _, model in named)
+    # A folder goes by its last name; "DIR@8/0.5" is no path of three parts.
+    shown = " ".join(
+        f"--judge '{name}={Path(folder).name}{at}{rule}'" for name, _, model in named for folder, at, rule in [model.partition("@")]
+    )
     command = f"python bench/baselines.py {shown} --reference {told['reference']!r} --items {args.items}"
     told["measured"] = {"date": date, "machine": args.machine, "command": command}
     args.output.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")

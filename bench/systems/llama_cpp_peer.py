@@ -58,10 +58,10 @@ def prepare(options: argparse.Namespace, lib: object) -> None:
     if not full.exists():
         write_gguf(Path(options.model), full)
     params = lib.llama_model_quantize_default_params()  # type: ignore[attr-defined] # a module
-    params.ftype = {"f16": lib.LLAMA_FTYPE_MOSTLY_F16, "q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0}[options.quant]  # type: ignore[attr-defined]
+    params.ftype = {"f16": lib.LLAMA_FTYPE_MOSTLY_F16, "q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0}[options.quant]  # type: ignore[attr-defined] # a module
     params.nthread = options.threads
     partial = target.with_suffix(".part")
-    if lib.llama_model_quantize(str(full).encode(), str(partial).encode(), ctypes.byref(params)):  # type: ignore[attr-defined]
+    if lib.llama_model_quantize(str(full).encode(), str(partial).encode(), ctypes.byref(params)):  # type: ignore[attr-defined] # a module
         raise SystemExit(f"{target}: llama_model_quantize failed")
     partial.rename(target)
 

@@ -4,9 +4,9 @@
 //
 // A row's arithmetic, whoever is computed beside it: without AMX, pair after pair in order; with it, blocks of 32
 // inputs in order, within which the instruction sums even and odd places each by itself. What lies past the last input
-// is zero on both sides. There are no partial sums over chunks as in gemm.hpp: the error of so long a chain, at 8,192
-// inputs some 1e-5 of the products' magnitude, is far below that of bf16 rows and outputs. Both instructions flush
-// subnormal numbers to zero and round to nearest, whatever the processor's mode.
+// is zero on both sides. There are no partial sums over chunks as in gemm.hpp: rows and outputs have 8 bits, so that
+// the rounding of a longer fp32 chain counts less. Both instructions flush subnormal numbers to zero and round to
+// nearest, whatever the processor's mode.
 #pragma once
 
 #include "common/scratch.hpp"
@@ -116,8 +116,11 @@ template <bool TwoTiles>
   }
 }
 
-/// `num_panels` panels of bf16 as panels of pairs [num_panels][pairs][16], in scratch of the thread.
-[[maybe_unused]] static const Pair* pair_panels(const BFloat16* panels, int64_t num_panels, int64_t depth) {
+typedef Pair PanelElement;
+
+/// What rows are multiplied with: panels of pairs [num_panels][pairs][16] in scratch of the thread, made once for all
+/// row tiles of a task.
+[[maybe_unused]] static const Pair* prepare_panels(const BFloat16* panels, int64_t num_panels, int64_t depth) {
   const int64_t pairs = num_pairs(depth);
   Pair* to = scratch<Pair>(Scratch::kPanel, static_cast<size_t>(num_panels * pairs * kPanel));
   for (int64_t panel = 0; panel < num_panels; ++panel) {
@@ -128,13 +131,6 @@ template <bool TwoTiles>
     }
   }
   return to;
-}
-
-typedef Pair PanelElement;
-
-/// What rows are multiplied with: pairs, made once for all row tiles of a task.
-SPCT_INLINE const Pair* prepare_panels(const BFloat16* panels, int64_t count, int64_t depth) {
-  return pair_panels(panels, count, depth);
 }
 
 /// out[m * out_row + 16 p + j] for a tile of `height` packed rows.

@@ -40,7 +40,7 @@ def write_f32(source: Path, target: Path) -> None:
 
 
 def greedy(path: Path, prompts: list[list[int]]) -> list[list[int]]:
-    """Token ids that llama.cpp writes behind every prompt, the end token left out."""
+    """Token ids that llama.cpp writes behind every prompt, up to and with the end token."""
     import xllamacpp
 
     params: Any = xllamacpp.CommonParams()
